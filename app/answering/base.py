@@ -1,0 +1,104 @@
+"""The words of answering: a question in, events out, the last of which is the whole answer."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+from app.access import Caller
+from app.llm.base import Message
+from app.search.base import Hit
+
+AnswerMode = Literal["generated", "extractive", "declined"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`history` holds the earlier turns, oldest first; `text` is the turn to answer."""
+
+    text: str
+    collections: tuple[str, ...]
+    history: tuple[Message, ...] = ()
+    model: str = "auto"
+    filters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """`quote` is the exact text of the document at `start:end` that bears the sentence out."""
+
+    marker: int
+    chunk_id: int
+    document_id: UUID
+    title: str
+    uri: str
+    page: int | None
+    start: int
+    end: int
+    quote: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    text: str
+    markers: tuple[int, ...]
+    supported: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`grounded` is true when every sentence is supported by a source that it cites.
+
+    `notice` says in words what was degraded, for example that no model is configured.
+    """
+
+    text: str
+    citations: Sequence[Citation]
+    sentences: Sequence[Sentence]
+    grounded: bool
+    mode: AnswerMode
+    model: str | None
+    cache: Mapping[str, str]
+    usage: Usage = Usage()
+    notice: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourcesFound:
+    """The passages that the answer may cite; marker n is `hits[n - 1]`."""
+
+    hits: Sequence[Hit]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CitationFound:
+    citation: Citation
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    answer: Answer
+
+
+AnswerEvent = SourcesFound | TextDelta | CitationFound | Finished
+
+
+class Answerer(Protocol):
+    def answer(self, caller: Caller, question: Question) -> AsyncIterator[AnswerEvent]:
+        """Events in order: sources, text and citations, then exactly one Finished.
+
+        Raises what search raises, GenerationUnavailable before the first text and
+        GenerationInterrupted after it.
+        """
+        ...

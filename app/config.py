@@ -1,0 +1,188 @@
+"""Every setting and its default.
+
+Environment variables `FOOTNOTE_*` win over `config/{FOOTNOTE_ENV}.yaml`, which wins over the
+defaults below. In the YAML files `${VAR}` and `${VAR:-default}` are expanded.
+"""
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from app.errors import StartupError
+
+BUNDLED_MODEL = "all-MiniLM-L6-v2"
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def expand_variables(text: str) -> str:
+    """Replace `${VAR}` and `${VAR:-default}`; a variable without value or default is an error."""
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.group(1), match.group(2)
+        if name in os.environ:
+            return os.environ[name]
+        if default is None:
+            raise StartupError(
+                f"The configuration file names ${{{name}}}, which is not set.",
+                hint=f"Set {name}, or write ${{{name}:-default}}.",
+            )
+        return default
+
+    return _VARIABLE.sub(value, text)
+
+
+class _EnvironmentFile(PydanticBaseSettingsSource):
+    """`config/{FOOTNOTE_ENV}.yaml` beside the working directory, when there is one."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise AssertionError("values come from __call__")  # pragma: no cover
+
+    def __call__(self) -> dict[str, Any]:
+        name = os.environ.get("FOOTNOTE_ENV", "dev")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise StartupError("FOOTNOTE_ENV must be a plain name, such as dev or production.")
+        path = Path("config") / f"{name}.yaml"
+        if not path.is_file():
+            return {}
+        loaded: Any = yaml.safe_load(expand_variables(path.read_text("utf-8"))) or {}
+        if not isinstance(loaded, dict):
+            raise StartupError(f"{path} must hold a mapping of settings.")
+        return {str(key).lower(): value for key, value in loaded.items() if value is not None}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def _expand_user(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="FOOTNOTE_", env_ignore_empty=True, extra="forbid")
+
+    # where things live
+    home: Annotated[Path, AfterValidator(_expand_user)] = Path("~/.footnote")
+    env: str = "dev"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8008
+
+    # services; empty means the embedded part
+    database_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    ollama_urls: Annotated[tuple[str, ...], NoDecode] = ()
+
+    # models
+    model: str = "llama3.1:8b"
+    embedding_model: str = BUNDLED_MODEL
+    embedding_runtime: Literal["auto", "onnx", "torch"] = "auto"
+    embedding_batch_tokens: Annotated[int, Field(ge=256)] = 4096
+    reranker: str = ""
+
+    # access
+    auth: Literal["auto", "on", "off"] = "auto"
+    rate_limit: str = "600/minute"
+    upload_rate_limit: str = "600/minute"
+
+    # bounds
+    max_upload_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
+    max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    max_query_chars: Annotated[int, Field(ge=1)] = 8192
+    max_limit: Annotated[int, Field(ge=1)] = 200
+    database_pool_size: Annotated[int, Field(ge=1)] = 10
+    database_pool_waiters: Annotated[int, Field(ge=1)] = 200
+    database_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    redis_timeout_seconds: Annotated[float, Field(gt=0)] = 0.05
+    embedding_threads: Annotated[int, Field(ge=1)] = 2
+    embedding_waiters: Annotated[int, Field(ge=1)] = 256
+
+    # parsing: limits of the disposable child
+    parse_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    parse_memory_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] = 2 * 1024**3
+    parse_output_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+
+    # chunking
+    chunk_tokens: Annotated[int, Field(ge=16)] = 200
+
+    # generation
+    generation_connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
+    generation_first_token_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    generation_stall_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    generation_max_tokens: Annotated[int, Field(ge=1)] = 512
+    generation_context_tokens: Annotated[int, Field(ge=512)] = 4096
+    answer_passages: Annotated[int, Field(ge=1, le=50)] = 8
+
+    # logging
+    log_format: Literal["auto", "console", "json"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _EnvironmentFile(settings_cls)
+
+    @field_validator("ollama_urls", mode="before")
+    @classmethod
+    def _split_urls(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> "Settings":
+        if self.auth == "off" and not self.is_loopback:
+            raise ValueError(
+                f"FOOTNOTE_AUTH=off is accepted on a loopback address only, not on {self.host}"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in LOOPBACK_HOSTS
+
+    @property
+    def auth_required(self) -> bool:
+        return self.auth == "on" or (self.auth == "auto" and not self.is_loopback)
+
+    @cached_property
+    def model_cache(self) -> Path:
+        """Where exported models are kept."""
+        return self.home / "models"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment; raises StartupError that names each wrong value."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [
+            f"FOOTNOTE_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            if item["loc"]
+            else item["msg"]
+            for item in error.errors()
+        ]
+        raise StartupError(
+            "; ".join(lines), hint="Correct these settings; docs/configuration.md lists them all."
+        ) from None

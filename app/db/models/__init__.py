@@ -1,0 +1,24 @@
+"""All tables. Procrastinate's own tables belong to it and are not modelled here."""
+
+from app.db.models.access import ApiKey, Tenant
+from app.db.models.conversations import Conversation, ConversationMessage, Feedback, UsageRecord
+from app.db.models.documents import Blob, Collection, Document, DocumentVersion, IdempotencyKey
+from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting
+
+__all__ = [
+    "ApiKey",
+    "Blob",
+    "Chunk",
+    "Collection",
+    "Conversation",
+    "ConversationMessage",
+    "Document",
+    "DocumentVersion",
+    "Embedding",
+    "EmbeddingModel",
+    "Feedback",
+    "IdempotencyKey",
+    "Posting",
+    "Tenant",
+    "UsageRecord",
+]

@@ -1,0 +1,46 @@
+"""The engine, and the sessions that services get."""
+
+from typing import Any
+
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+
+from app.config import Settings
+
+Sessions = async_sessionmaker[AsyncSession]
+
+
+def sqlalchemy_url(url: str) -> str:
+    """The same database through psycopg 3, whatever driver the URL names or leaves out."""
+    return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def libpq_url(url: str) -> str:
+    """The same database for libpq itself (psycopg's own pools, pg_dump)."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def open_engine(settings: Settings, url: str, *, pool_size: int | None = None) -> AsyncEngine:
+    """An engine whose waiting is bounded: connecting, getting a connection, every statement."""
+    timeout_seconds = settings.database_timeout_seconds
+    arguments: dict[str, Any] = {
+        "connect_timeout": max(1, round(timeout_seconds)),
+        "application_name": "footnote",
+    }
+    return create_async_engine(
+        sqlalchemy_url(url),
+        pool_size=pool_size or settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=timeout_seconds,
+        pool_pre_ping=True,
+        connect_args=arguments,
+    )
+
+
+def open_sessions(engine: AsyncEngine) -> Sessions:
+    return async_sessionmaker(engine, expire_on_commit=False)

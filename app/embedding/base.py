@@ -1,0 +1,61 @@
+"""What Footnote asks of an embedding model. Adapters stand beside this file."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+
+TextKind = Literal["query", "document"]
+"""Some models embed questions and passages differently (prefixes), so every call says which."""
+
+
+class Tokenizer(Protocol):
+    """The model's own idea of a token; chunk sizes are counted with it."""
+
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Character spans of the tokens of each text, in order, special tokens left out.
+
+        Never truncates; `len(spans([text])[0])` is the text's length in tokens.
+        """
+        ...
+
+
+class Embedder(Protocol):
+    """A loaded model. Calls block and are safe from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """The configured name or path, as users know it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over weights, tokenizer and pooling: equal digests give equal vectors."""
+        ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer texts are truncated by the model to this many tokens, special tokens included."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """What computes the vectors: `onnx` or `torch`."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def embed(self, texts: Sequence[str], kind: TextKind) -> Vectors:
+        """Unit vectors: float32, shape (len(texts), dimensions), in input order.
+
+        Raises EmbeddingUnavailable when the model cannot run or gives a vector that is not finite
+        or has no length.
+        """
+        ...

@@ -1,0 +1,67 @@
+"""The words of search: what is asked, what is found, and who can find it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+from app.access import Caller
+
+Mode = Literal["hybrid", "vector", "keyword"]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """A question to the index. `collections` are names; `filters` are as in the contract."""
+
+    query: str
+    collections: tuple[str, ...]
+    limit: int = 10
+    mode: Mode = "hybrid"
+    rerank: bool = False
+    filters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One passage. `start` and `end` are character offsets in the document's parsed text."""
+
+    chunk_id: int
+    document_id: UUID
+    collection: str
+    title: str
+    uri: str
+    text: str
+    heading: tuple[str, ...]
+    page: int | None
+    start: int
+    end: int
+    score: float
+    content_hash: bytes
+    similarity: float | None
+    """Cosine of query and passage, −1…1; None when the vector leg did not run."""
+    explanation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Hits in descending score, ties by chunk id; `query_vector` serves whoever comes next."""
+
+    hits: Sequence[Hit]
+    query_vector: Any = None
+    query_terms: Sequence[str] = ()
+    coverage: float = 0.0
+    """Share (0…1) of the query's IDF mass that occurs in the collections at all."""
+    cache: Mapping[str, str] = field(default_factory=lambda: {"embedding": "off", "chunks": "off"})
+    explanation: Mapping[str, Any] | None = None
+
+
+class Searcher(Protocol):
+    async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
+        """Passages that the caller may see, best first.
+
+        Raises NotFound for a collection that does not exist for this caller, InvalidInput for a
+        filter that makes no sense, Unavailable when database or model are away.
+        """
+        ...

@@ -1,0 +1,105 @@
+"""Logging, request ids and the definitions of all metrics."""
+
+import logging
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import perf_counter
+from typing import Literal
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from app.config import Settings
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+Flow = Literal["ingest", "search", "chat"]
+
+STAGE_BUCKETS_SECONDS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
+)  # fmt: skip
+
+REQUESTS = Counter(
+    "footnote_http_requests_total", "HTTP requests by route", ["method", "route", "status"]
+)
+REQUEST_SECONDS = Histogram(
+    "footnote_http_request_seconds",
+    "Time to the end of the reply",
+    ["method", "route"],
+    buckets=STAGE_BUCKETS_SECONDS,
+)
+STAGE_SECONDS = Histogram(
+    "footnote_stage_seconds",
+    "Time in each stage of ingestion, search and chat",
+    ["flow", "stage"],
+    buckets=STAGE_BUCKETS_SECONDS,
+)
+DOCUMENTS = Counter("footnote_documents_total", "Documents processed, by outcome", ["outcome"])
+CHUNKS_EMBEDDED = Counter("footnote_chunks_embedded_total", "Chunks that the model embedded")
+CHUNKS_REUSED = Counter("footnote_chunks_reused_total", "Chunks whose vector was already known")
+ANSWERS = Counter("footnote_answers_total", "Answers, by mode", ["mode"])
+GENERATION_FAILURES = Counter(
+    "footnote_generation_failures_total", "Failed generations", ["instance", "phase"]
+)
+DEGRADED = Gauge("footnote_degraded", "1 while a part runs in a degraded way", ["part"])
+
+
+@contextmanager
+def stage(flow: Flow, name: str, times_ms: dict[str, float] | None = None) -> Generator[None]:
+    """Time a stage; `times_ms[name]` receives the milliseconds when given."""
+    started = perf_counter()
+    try:
+        yield
+    finally:
+        seconds = perf_counter() - started
+        STAGE_SECONDS.labels(flow, name).observe(seconds)
+        if times_ms is not None:
+            times_ms[name] = times_ms.get(name, 0.0) + seconds * 1000
+
+
+def _add_request_id(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    current = request_id.get()
+    if current is not None:
+        event.setdefault("request_id", current)
+    return event
+
+
+def configure_logging(settings: Settings) -> None:
+    """Readable lines on a terminal, JSON elsewhere; the standard library's loggers included."""
+    as_json = settings.log_format == "json" or (
+        settings.log_format == "auto" and not sys.stderr.isatty()
+    )
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_request_id,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *([structlog.processors.format_exc_info] if as_json else []),
+            renderer,
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.log_level.upper())
+    for noisy in ("httpx", "httpcore", "procrastinate", "alembic", "sentence_transformers"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(root.level),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,55 @@
+"""The pipeline's own words. This file imports nothing of ours."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Page `number` (from 1) covers `text[start:end]` of the parsed document."""
+
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedDocument:
+    """What a parser made of a file.
+
+    `text` is Markdown (or plain text) without NUL or lone surrogates; every offset in Footnote
+    counts its characters. `pages` is empty when the format has no pages.
+    """
+
+    text: str
+    title: str
+    media_type: str
+    pages: tuple[Page, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    language: str = "english"
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage: `parsed.text[start:end] == text`, exactly.
+
+    `heading` is the path of headings above it, outermost first. `context` is text repeated for
+    the models but not part of the passage, such as the header row of a table that was split.
+    """
+
+    ordinal: int
+    text: str
+    start: int
+    end: int
+    heading: tuple[str, ...]
+    page: int | None
+    tokens: int
+    context: str = ""
+
+
+def embedded_text(title: str, chunk: Chunk) -> str:
+    """What both search legs see of a chunk: title and heading path above the passage itself."""
+    path = [title, *(part for part in chunk.heading if part != title)]
+    lines = [" > ".join(part for part in path if part), chunk.context, chunk.text]
+    return "\n".join(line for line in lines if line)

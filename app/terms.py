@@ -1,0 +1,136 @@
+"""Text into index terms: what the keyword leg knows of a passage and of a question.
+
+Both sides must call this with the same language, or nothing matches; whoever stores terms stores
+`TERMS_VERSION` with them, because other rules make other terms.
+"""
+
+import re
+import threading
+import unicodedata
+from itertools import chain
+
+import Stemmer
+
+TERMS_VERSION = f"1-snowball-{Stemmer.version()}"
+
+SIMPLE = "simple"
+"""The language of text whose words are taken as they are."""
+
+MAX_TERM_CHARS = 64
+
+_CACHED_TOKENS = 100_000
+
+_STOP_WORDS = frozenset(
+    """a an and are as at be but by for if in into is it no not of on or such that the their then
+    there these they this to was will with""".split()
+)
+
+_ALGORITHMS = frozenset(Stemmer.algorithms())
+
+# Python's \w leaves combining marks out, and most scripts of India and South-East Asia need them.
+_MARKS = "".join(
+    character
+    for character in map(chr, range(0x0300, 0xFE30))
+    if unicodedata.category(character) in ("Mn", "Mc")
+)
+_TOKEN = re.compile(rf"[\w{_MARKS}]+(?:[.'’\-][\w{_MARKS}]+)*(?:\+\+|\#)?")
+_PART = re.compile(rf"(?:(?!_)[\w{_MARKS}])+(?:['’](?:(?!_)[\w{_MARKS}])+)*")
+# Written without spaces, or (Hangul) with words of many endings: pairs of characters serve best.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_IDENTIFIER = re.compile(r"[^\W_]_+[^\W_]|\d[.\-]|[.\-]\d|[^\W\d_]\.[^\W\d_]")
+_SYMBOLIC = re.compile(r"[a-z](?:\+\+|#)")
+
+
+def extract_terms(text: str, language: str = "english") -> list[str]:
+    """The terms of a text in its order, repeated as often as they occur.
+
+    `language` is Snowball's name of it; unknown names, like `simple`, mean no stemming. Stop words
+    are left out. An identifier gives itself whole and its parts; a run of Chinese, Japanese,
+    Korean or Thai gives its pairs of characters. No term is longer than `MAX_TERM_CHARS`.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    tokens: list[str] = _TOKEN.findall(text)
+    return list(chain.from_iterable(map(_vocabulary(language).__getitem__, tokens)))
+
+
+class _Vocabulary(dict[str, tuple[str, ...]]):
+    """The terms of each token met so far. One per thread: stemmers are not safe across threads."""
+
+    def __init__(self, language: str) -> None:
+        super().__init__()
+        self._is_english = language == "english"
+        self._stem = Stemmer.Stemmer(language, 0).stemWord if language in _ALGORITHMS else str
+
+    def __missing__(self, token: str) -> tuple[str, ...]:
+        terms = tuple(self._terms(token))
+        if len(token) <= MAX_TERM_CHARS:
+            if len(self) >= _CACHED_TOKENS:
+                self.clear()
+            self[token] = terms
+        return terms
+
+    def _terms(self, token: str) -> list[str]:
+        folded = token.casefold()
+        if _SYMBOLIC.fullmatch(folded):
+            return [folded]
+        terms = [term for part in _PART.findall(token) for term in self._word(part)]
+        if _IDENTIFIER.search(token):
+            terms.append(folded.strip("_+#")[:MAX_TERM_CHARS])
+        return terms
+
+    def _word(self, word: str) -> list[str]:
+        if _UNSPACED.search(word):
+            return self._unspaced(word)
+        terms = [self._stemmed(word)]
+        if len(humps := _HUMP.split(word)) > 1:
+            terms += map(self._stemmed, humps)
+        return [term for term in terms if term]
+
+    def _unspaced(self, word: str) -> list[str]:
+        terms: list[str] = []
+        position = 0
+        for run in _UNSPACED.finditer(word):
+            if run.start() > position:
+                terms += self._word(word[position : run.start()])
+            characters = run.group()
+            pairs = (characters[i : i + 2] for i in range(len(characters) - 1))
+            terms += pairs if len(characters) > 1 else [characters]
+            position = run.end()
+        return terms + (self._word(word[position:]) if position < len(word) else [])
+
+    def _stemmed(self, word: str) -> str:
+        word = word[:MAX_TERM_CHARS].casefold().replace("’", "'")
+        if self._is_english:
+            word = _without_accents(word)
+            if word in _STOP_WORDS:
+                return ""
+        return self._stem(word)[:MAX_TERM_CHARS]
+
+
+def _without_accents(word: str) -> str:
+    """`naïve` as `naive`; words of other scripts unchanged."""
+    if word.isascii():
+        return word
+    plain = "".join(c for c in unicodedata.normalize("NFKD", word) if not unicodedata.combining(c))
+    return plain if plain.isascii() else word
+
+
+class _Vocabularies(threading.local):
+    def __init__(self) -> None:
+        self.by_language: dict[str, _Vocabulary] = {}
+
+
+_vocabularies = _Vocabularies()
+
+
+def _vocabulary(language: str) -> _Vocabulary:
+    known = _vocabularies.by_language
+    name = language if language in _ALGORITHMS else SIMPLE
+    if name not in known:
+        known[name] = _Vocabulary(name)
+    return known[name]

@@ -126,7 +126,11 @@ class Settings(BaseSettings):
     generation_stall_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     generation_max_tokens: Annotated[int, Field(ge=1)] = 512
     generation_context_tokens: Annotated[int, Field(ge=512)] = 4096
+    generation_queue_size: Annotated[int, Field(ge=0)] = 64
+    generation_queue_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     answer_passages: Annotated[int, Field(ge=1, le=50)] = 8
+    history_turns: Annotated[int, Field(ge=0)] = 6
+    history_chars: Annotated[int, Field(ge=0)] = 4000
 
     # logging
     log_format: Literal["auto", "console", "json"] = "auto"

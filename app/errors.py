@@ -118,7 +118,18 @@ class Unavailable(FootnoteError):
     code = "unavailable"
     title = "A part of the service is away"
     default_hint = "Try again shortly; GET /health says which part."
-    retry_after_seconds = 5
+    retry_after_seconds: int = 5
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        hint: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(detail, hint=hint)
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
 
 
 class DatabaseUnavailable(Unavailable):

@@ -1,0 +1,308 @@
+"""The inverted index of the keyword leg: which chunks hold a term, how often, and how long they are.
+
+A posting is one little-endian 64-bit number, `chunk id << 24 | occurrences << 12 | chunk length`,
+so a row's payload decodes with a single `np.frombuffer`. A version's write adds one small row per
+distinct term; `merge_postings` joins them in the background. Nothing here is approximate: a
+removal takes out the postings themselves, in the transaction that removes the chunks.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.types import BigInteger, Integer, LargeBinary, Text
+
+MAX_OCCURRENCES = 0xFFF
+MAX_LENGTH = 0xFFF
+
+MERGED_ROW_BYTES = 64 * 1024
+_OPEN_ROW_BYTES = MERGED_ROW_BYTES // 2
+_TERMS_PER_MERGE = 500
+
+_LOCK_CLASS = 0x706F7374
+"""First half of the advisory lock's key; the second is the collection."""
+
+PackedPostings = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTerms:
+    """The terms of a chunk in text order, repeated as often as they occur."""
+
+    chunk_id: int
+    terms: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PostingList:
+    """Where a term occurs, ascending by chunk."""
+
+    packed: PackedPostings
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @property
+    def chunk_ids(self) -> NDArray[np.int64]:
+        return (self.packed >> np.uint64(24)).astype(np.int64)
+
+    @property
+    def occurrences(self) -> NDArray[np.int64]:
+        return ((self.packed >> np.uint64(12)) & np.uint64(MAX_OCCURRENCES)).astype(np.int64)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return (self.packed & np.uint64(MAX_LENGTH)).astype(np.int64)
+
+
+def pack_posting(chunk_id: int, occurrences: int, length: int) -> int:
+    return chunk_id << 24 | min(occurrences, MAX_OCCURRENCES) << 12 | min(length, MAX_LENGTH)
+
+
+async def add_postings(
+    connection: AsyncConnection, collection_id: int, chunks: Iterable[ChunkTerms]
+) -> None:
+    """Write the postings of new chunks: one row per distinct term.
+
+    The chunks are those of one document version, and no other version has ids between theirs.
+    """
+    postings: dict[str, list[int]] = {}
+    for chunk in sorted(chunks, key=lambda chunk: chunk.chunk_id):
+        for term, occurrences in Counter(chunk.terms).items():
+            postings.setdefault(term, []).append(
+                pack_posting(chunk.chunk_id, occurrences, len(chunk.terms))
+            )
+    if postings:
+        await _copy_rows(connection, collection_id, postings)
+
+
+async def _copy_rows(
+    connection: AsyncConnection, collection_id: int, postings: dict[str, list[int]]
+) -> None:
+    if not connection.in_transaction():
+        await connection.begin()
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    rows = bytearray(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+    for term in sorted(postings):
+        name, packed = term.encode(), postings[term]
+        rows += struct.pack(f">hiii{len(name)}s", 5, 4, collection_id, len(name), name)
+        rows += struct.pack(">iqiqi", 8, packed[0] >> 24, 8, packed[-1] >> 24, 8 * len(packed))
+        rows += struct.pack(f"<{len(packed)}Q", *packed)
+    rows += b"\xff\xff"
+    async with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+        await copy.write(rows)
+
+
+_COPY = (
+    "COPY postings (collection_id, term, first_chunk_id, last_chunk_id, payload)"
+    " FROM STDIN (FORMAT BINARY)"
+)
+
+
+async def remove_postings(
+    connection: AsyncConnection,
+    collection_id: int,
+    terms: Sequence[str],
+    first_chunk_id: int,
+    last_chunk_id: int,
+) -> None:
+    """Take a version's postings out: `terms` are its distinct terms, the ids its chunks' range."""
+    scope = {
+        "collection_id": collection_id,
+        "terms": list(terms),
+        "first": first_chunk_id,
+        "last": last_chunk_id,
+    }
+    await connection.execute(_LOCK_SHARED, {"class": _LOCK_CLASS, "collection_id": collection_id})
+    await connection.execute(_DELETE_WHOLE, scope)
+    kept: list[tuple[str, int, bytes]] = []
+    emptied: list[tuple[str, int]] = []
+    for term, row_id, payload in await connection.execute(_LOCK_MERGED, scope):
+        packed = _decode(payload)
+        chunk_ids = packed >> np.uint64(24)
+        rest = packed[(chunk_ids < first_chunk_id) | (chunk_ids > last_chunk_id)]
+        if len(rest) == 0:
+            emptied.append((term, row_id))
+        elif len(rest) < len(packed):
+            kept.append((term, row_id, rest.tobytes()))
+    if emptied:
+        await connection.execute(
+            _DELETE_ROWS,
+            {
+                "collection_id": collection_id,
+                "terms": [term for term, _ in emptied],
+                "rows": [row_id for _, row_id in emptied],
+            },
+        )
+    if kept:
+        decoded = [_decode(payload) >> np.uint64(24) for _, _, payload in kept]
+        await connection.execute(
+            _REWRITE_ROWS,
+            {
+                "collection_id": collection_id,
+                "terms": [term for term, _, _ in kept],
+                "rows": [row_id for _, row_id, _ in kept],
+                "firsts": [int(chunk_ids.min()) for chunk_ids in decoded],
+                "lasts": [int(chunk_ids.max()) for chunk_ids in decoded],
+                "payloads": [payload for _, _, payload in kept],
+            },
+        )
+
+
+# Removals share the lock, merging has it alone: a removal could not see a row that a concurrent
+# merge is making of the rows that it came to remove.
+_LOCK_SHARED = text("SELECT pg_advisory_xact_lock_shared(:class, :collection_id)")
+_LOCK_ALONE = text("SELECT pg_try_advisory_xact_lock(:class, :collection_id)")
+
+_DELETE_WHOLE = text(
+    """
+    DELETE FROM postings
+    WHERE collection_id = :collection_id AND term = ANY(:terms)
+      AND first_chunk_id >= :first AND last_chunk_id <= :last
+    """
+).bindparams(bindparam("terms", type_=ARRAY(Text)))
+
+# In one order, so that two removals that share merged rows wait for each other in turn.
+_LOCK_MERGED = text(
+    """
+    SELECT term, first_chunk_id, payload FROM postings
+    WHERE collection_id = :collection_id AND term = ANY(:terms)
+      AND first_chunk_id <= :last AND last_chunk_id >= :first
+    ORDER BY term, first_chunk_id
+    FOR UPDATE
+    """
+).bindparams(bindparam("terms", type_=ARRAY(Text)))
+
+_DELETE_ROWS = text(
+    """
+    DELETE FROM postings AS p USING unnest(:terms, :rows) AS gone (term, first_chunk_id)
+    WHERE p.collection_id = :collection_id
+      AND p.term = gone.term AND p.first_chunk_id = gone.first_chunk_id
+    """
+).bindparams(
+    bindparam("terms", type_=ARRAY(Text)),
+    bindparam("rows", type_=ARRAY(BigInteger)),
+)
+
+_REWRITE_ROWS = text(
+    """
+    UPDATE postings AS p
+    SET first_chunk_id = kept.first, last_chunk_id = kept.last, payload = kept.payload
+    FROM unnest(:terms, :rows, :firsts, :lasts, :payloads)
+      AS kept (term, first_chunk_id, first, last, payload)
+    WHERE p.collection_id = :collection_id
+      AND p.term = kept.term AND p.first_chunk_id = kept.first_chunk_id
+    """
+).bindparams(
+    bindparam("terms", type_=ARRAY(Text)),
+    bindparam("rows", type_=ARRAY(BigInteger)),
+    bindparam("firsts", type_=ARRAY(BigInteger)),
+    bindparam("lasts", type_=ARRAY(BigInteger)),
+    bindparam("payloads", type_=ARRAY(LargeBinary)),
+)
+
+
+async def merge_postings(engine: AsyncEngine, collection_id: int) -> int:
+    """Join each term's small rows into rows of up to `MERGED_ROW_BYTES`; returns rows written.
+
+    Safe beside readers, writes and removals, and when run twice at once. Each transaction takes
+    at most 500 terms; where a removal or another merge is at work it leaves the rest for the next
+    time. A term is due when a quarter of its unfinished rows' bytes is new, or when it has many
+    such rows, so that steady small writes do not rewrite long rows over and over.
+    """
+    written = 0
+    after = ""
+    while True:
+        async with engine.begin() as connection:
+            lock = {"class": _LOCK_CLASS, "collection_id": collection_id}
+            if not (await connection.execute(_LOCK_ALONE, lock)).scalar_one():
+                return written
+            scope = {
+                "collection_id": collection_id,
+                "after": after,
+                "terms_count": _TERMS_PER_MERGE,
+                "open_bytes": _OPEN_ROW_BYTES,
+                "merged_bytes": MERGED_ROW_BYTES,
+            }
+            rows, terms_count, last_term = (await connection.execute(_MERGE, scope)).one()
+        written += rows
+        if terms_count < _TERMS_PER_MERGE:
+            return written
+        after = last_term
+
+
+# The grouping reads all that is deleted before the first row is inserted, so a merged row may have
+# the key of one of its parts.
+_MERGE = text(
+    """
+    WITH due AS MATERIALIZED (
+      SELECT term FROM postings
+      WHERE collection_id = :collection_id AND term > :after
+        AND octet_length(payload) < :open_bytes
+      GROUP BY term
+      HAVING count(*) >= 16 OR (
+        count(*) > 1
+        AND 4 * (sum(octet_length(payload)) - max(octet_length(payload)))
+          >= sum(octet_length(payload))
+      )
+      ORDER BY term LIMIT :terms_count
+    ),
+    taken AS (
+      DELETE FROM postings AS p USING due
+      WHERE p.collection_id = :collection_id AND p.term = due.term
+        AND octet_length(p.payload) < :open_bytes
+      RETURNING p.term, p.first_chunk_id, p.last_chunk_id, p.payload
+    ),
+    placed AS (
+      SELECT *, (sum(octet_length(payload)) OVER (PARTITION BY term ORDER BY first_chunk_id) - 8)
+        / :merged_bytes AS place
+      FROM taken
+    ),
+    merged AS (
+      INSERT INTO postings (collection_id, term, first_chunk_id, last_chunk_id, payload)
+      SELECT :collection_id, term, min(first_chunk_id), max(last_chunk_id),
+        string_agg(payload, '' ORDER BY first_chunk_id)
+      FROM placed GROUP BY term, place
+      RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM merged), count(*), max(term) FROM due
+    """
+).bindparams(bindparam("merged_bytes", type_=Integer))
+
+
+async def read_postings(
+    connection: AsyncConnection, collection_ids: Sequence[int], terms: Sequence[str]
+) -> dict[str, PostingList]:
+    """The postings of those terms that occur, over all the collections together."""
+    rows = await connection.execute(
+        _READ, {"collection_ids": list(collection_ids), "terms": list(terms)}
+    )
+    return {term: PostingList(_ascending(_decode(payload))) for term, payload in rows}
+
+
+_READ = text(
+    """
+    SELECT term, string_agg(payload, '' ORDER BY first_chunk_id) FROM postings
+    WHERE collection_id = ANY(:collection_ids) AND term = ANY(:terms)
+    GROUP BY term
+    """
+).bindparams(
+    bindparam("collection_ids", type_=ARRAY(Integer)),
+    bindparam("terms", type_=ARRAY(Text)),
+)
+
+
+def _decode(payload: bytes) -> PackedPostings:
+    return np.frombuffer(payload, "<u8")
+
+
+def _ascending(packed: PackedPostings) -> PackedPostings:
+    # Rows follow each other, except where a slow writer committed after a later one was merged.
+    return packed if bool(np.all(packed[1:] > packed[:-1])) else np.sort(packed)

@@ -7,11 +7,15 @@ Both sides must call this with the same language, or nothing matches; whoever st
 import re
 import threading
 import unicodedata
+from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import Stemmer
 
-TERMS_VERSION = f"1-snowball-{Stemmer.version()}"
+_snowball: Any = Stemmer  # carries no types
+
+TERMS_VERSION = f"1-snowball-{_snowball.version()}"
 
 SIMPLE = "simple"
 """The language of text whose words are taken as they are."""
@@ -21,11 +25,44 @@ MAX_TERM_CHARS = 64
 _CACHED_TOKENS = 100_000
 
 _STOP_WORDS = frozenset(
-    """a an and are as at be but by for if in into is it no not of on or such that the their then
-    there these they this to was will with""".split()
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "for",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "no",
+        "not",
+        "of",
+        "on",
+        "or",
+        "such",
+        "that",
+        "the",
+        "their",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "to",
+        "was",
+        "will",
+        "with",
+    ]
 )
 
-_ALGORITHMS = frozenset(Stemmer.algorithms())
+_ALGORITHMS = frozenset[str](_snowball.algorithms())
 
 # Python's \w leaves combining marks out, and most scripts of India and South-East Asia need them.
 _MARKS = "".join(
@@ -64,7 +101,9 @@ class _Vocabulary(dict[str, tuple[str, ...]]):
     def __init__(self, language: str) -> None:
         super().__init__()
         self._is_english = language == "english"
-        self._stem = Stemmer.Stemmer(language, 0).stemWord if language in _ALGORITHMS else str
+        self._stem: Callable[[str], str] = (
+            _snowball.Stemmer(language, 0).stemWord if language in _ALGORITHMS else str
+        )
 
     def __missing__(self, token: str) -> tuple[str, ...]:
         terms = tuple(self._terms(token))

@@ -17,7 +17,7 @@ _INLINE_DIMENSIONS = 3_500
 """Up to here a vector fits into a page of the table itself, where a scan finds it sooner."""
 
 _LOCK_CLASS = 0x686E7377
-"""First half of the advisory lock's key; the second is the model."""
+"""First half of the advisory locks' keys; the second is the model, or 0 while one is registered."""
 
 
 def partition_name(model_id: int) -> str:
@@ -33,17 +33,20 @@ async def register_model(
 ) -> int:
     """The id of the model with this digest; its row and partition are made if they are new.
 
-    Safe when several processes register the same model at once.
+    Safe when several processes register the same model at once. Making a partition locks `chunks`
+    against writers until the transaction ends, so give it a short transaction of its own.
     """
+    known = await connection.execute(_MODEL_ID, {"digest": digest})
+    if (model_id := known.scalar()) is not None:
+        return int(model_id)
+    await connection.execute(_LOCK, {"class": _LOCK_CLASS, "model_id": 0})
     known = await connection.execute(_MODEL_ID, {"digest": digest})
     if (model_id := known.scalar()) is not None:
         return int(model_id)
     inserted = await connection.execute(
         _INSERT_MODEL, {"name": name, "digest": digest, "dimensions": dimensions}
     )
-    if (model_id := inserted.scalar()) is None:
-        # Somebody else was first; the insert has waited for their commit, partition included.
-        return int((await connection.execute(_MODEL_ID, {"digest": digest})).scalar_one())
+    model_id = int(inserted.scalar_one())
     partition = partition_name(model_id)
     await connection.execute(
         text(
@@ -56,15 +59,15 @@ async def register_model(
         await connection.execute(
             text(f"ALTER TABLE {partition} ALTER COLUMN vector SET STORAGE PLAIN")
         )
-    return int(model_id)
+    return model_id
 
 
+_LOCK = text("SELECT pg_advisory_xact_lock(:class, :model_id)")
 _MODEL_ID = text("SELECT id FROM embedding_models WHERE digest = :digest")
 _INSERT_MODEL = text(
     """
     INSERT INTO embedding_models (name, digest, dimensions)
-    VALUES (:name, :digest, :dimensions)
-    ON CONFLICT (digest) DO NOTHING RETURNING id
+    VALUES (:name, :digest, :dimensions) RETURNING id
     """
 )
 

@@ -1,0 +1,172 @@
+"""Puts passages into the database directly, so that search can be tested without ingestion."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.access import DEFAULT_TENANT_ID
+from app.db.models import Blob, Collection, Document, DocumentVersion, Tenant
+from app.db.postings import ChunkTerms, add_postings
+from app.db.vectors import add_vectors
+from app.terms import extract_terms
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document of some passages; each passage is one chunk."""
+
+    passages: Sequence[str]
+    uri: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    groups: Sequence[str] = ()
+    language: str = "english"
+
+
+@dataclass(frozen=True)
+class Stored:
+    document_id: UUID
+    version_id: int
+    chunk_ids: list[int]
+    terms: list[str]
+
+
+async def add_tenant(connection: AsyncConnection, tenant_id: int) -> None:
+    await connection.execute(insert(Tenant).values(id=tenant_id, name=f"tenant {tenant_id}"))
+
+
+async def add_collection(
+    connection: AsyncConnection,
+    name: str,
+    model_id: int,
+    tenant_id: int = DEFAULT_TENANT_ID,
+) -> int:
+    made = await connection.execute(
+        insert(Collection)
+        .values(tenant_id=tenant_id, name=name, embedding_model_id=model_id)
+        .returning(Collection.id)
+    )
+    return int(made.scalar_one())
+
+
+async def add_document(
+    connection: AsyncConnection,
+    collection_id: int,
+    source: Source,
+    vectors: NDArray[np.float32],
+) -> Stored:
+    """One ready document with its chunks, vectors (one per passage) and postings."""
+    tenant_id, model_id = (
+        await connection.execute(
+            select(Collection.tenant_id, Collection.embedding_model_id).where(
+                Collection.id == collection_id
+            )
+        )
+    ).one()
+    document_id = uuid4()
+    uri = source.uri or f"test:{document_id}"
+    whole = "\n\n".join(source.passages)
+    digest = hashlib.sha256(uri.encode() + whole.encode()).digest()
+    await connection.execute(
+        insert(Blob).values(
+            tenant_id=tenant_id, sha256=digest, content=whole.encode(), size_bytes=len(whole)
+        )
+    )
+    await connection.execute(
+        insert(Document).values(
+            id=document_id,
+            tenant_id=tenant_id,
+            collection_id=collection_id,
+            uri=uri,
+            title=f"Title of {uri}",
+            media_type="text/plain",
+            size_bytes=len(whole),
+            blob_sha256=digest,
+            metadata_=dict(source.metadata),
+            groups=list(source.groups),
+            status="ready",
+        )
+    )
+    terms = [extract_terms(passage, source.language) for passage in source.passages]
+    first = (await connection.execute(text("SELECT coalesce(max(id), 0) + 1 FROM chunks"))).scalar()
+    chunk_ids = [int(first or 1) + position for position in range(len(source.passages))]
+    version_id = (
+        await connection.execute(
+            insert(DocumentVersion)
+            .values(
+                tenant_id=tenant_id,
+                document_id=document_id,
+                number=1,
+                blob_sha256=digest,
+                pipeline_digest="test",
+                text=whole,
+                language=source.language,
+                chunks_count=len(chunk_ids),
+                terms_count=sum(map(len, terms)),
+                terms=sorted({term for chunk in terms for term in chunk}),
+                first_chunk_id=chunk_ids[0],
+                last_chunk_id=chunk_ids[-1],
+            )
+            .returning(DocumentVersion.id)
+        )
+    ).scalar_one()
+    start = 0
+    for ordinal, passage in enumerate(source.passages):
+        await connection.execute(
+            text(
+                """
+                INSERT INTO chunks (id, tenant_id, collection_id, document_id, version_id, ordinal,
+                  text, heading, start_char, end_char, tokens, content_hash)
+                OVERRIDING SYSTEM VALUE VALUES (:id, :tenant_id, :collection_id, :document_id,
+                  :version_id, :ordinal, :text, '{}', :start, :end, :tokens, :content_hash)
+                """
+            ).columns(),
+            {
+                "id": chunk_ids[ordinal],
+                "tenant_id": tenant_id,
+                "collection_id": collection_id,
+                "document_id": document_id,
+                "version_id": version_id,
+                "ordinal": ordinal,
+                "text": passage,
+                "start": start,
+                "end": start + len(passage),
+                "tokens": len(passage.split()),
+                "content_hash": hashlib.sha256(passage.encode()).digest(),
+            },
+        )
+        start += len(passage) + 2
+    await add_vectors(connection, model_id, tenant_id, collection_id, chunk_ids, vectors)
+    await add_postings(
+        connection,
+        collection_id,
+        [ChunkTerms(*pair) for pair in zip(chunk_ids, terms, strict=True)],
+    )
+    await connection.execute(
+        update(Document).where(Document.id == document_id).values(current_version_id=version_id)
+    )
+    await connection.execute(
+        update(Collection)
+        .where(Collection.id == collection_id)
+        .values(
+            generation=Collection.generation + 1,
+            documents_count=Collection.documents_count + 1,
+            chunks_count=Collection.chunks_count + len(chunk_ids),
+            terms_count=Collection.terms_count + sum(map(len, terms)),
+        )
+    )
+    return Stored(
+        document_id, version_id, chunk_ids, sorted({term for chunk in terms for term in chunk})
+    )
+
+
+def unit_vectors(seed: int, count: int, dimensions: int) -> NDArray[np.float32]:
+    """Random directions, the same for the same seed."""
+    drawn = np.random.default_rng(seed).standard_normal((count, dimensions))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)

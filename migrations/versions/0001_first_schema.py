@@ -194,7 +194,7 @@ def upgrade() -> None:
         sa.Column("title", sa.Text(), nullable=False),
         sa.Column("media_type", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("blob_sha256", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("blob_sha256", sa.LargeBinary(length=32), nullable=True),
         sa.Column("modified_ns", sa.BigInteger(), nullable=True),
         sa.Column(
             "metadata",
@@ -203,11 +203,13 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("groups", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("pending", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("status", sa.Text(), server_default="queued", nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column(
             "status_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
         ),
+        sa.Column("pipeline_digest", sa.Text(), nullable=True),
         sa.Column("current_version_id", sa.BigInteger(), nullable=True),
         sa.Column("job_id", sa.BigInteger(), nullable=True),
         sa.Column("claim", sa.Uuid(), nullable=True),
@@ -319,6 +321,12 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "document_id", "number", name=op.f("uq_document_versions_document_id_number")
         ),
+    )
+    op.create_index(
+        "ix_document_versions_blob",
+        "document_versions",
+        ["tenant_id", "blob_sha256"],
+        unique=False,
     )
     op.create_table(
         "messages",
@@ -459,6 +467,7 @@ def downgrade() -> None:
     op.drop_table("chunks")
     op.drop_index("ix_messages_conversation", table_name="messages")
     op.drop_table("messages")
+    op.drop_index("ix_document_versions_blob", table_name="document_versions")
     op.drop_table("document_versions")
     op.drop_index("ix_usage_tenant", table_name="usage")
     op.drop_table("usage")

@@ -30,7 +30,7 @@ class Collection(Base):
     """`generation` rises with whatever changes what a caller could find in the collection.
 
     `chunks_count` and `terms_count` (all term occurrences) are BM25's statistics, kept by the
-    write that changes them.
+    write that changes them; `documents_count` counts the documents that have a serving version.
     """
 
     __tablename__ = "collections"
@@ -64,9 +64,16 @@ class Document(Base):
     """One source, known by its URI within a collection.
 
     `root` is the ingested folder that the document came from, so that files gone from it can be
-    told apart from documents that were uploaded. `claim` names the worker's attempt that may write
-    the next version; a late writer finds another claim and writes nothing. `blob_sha256` is what is wanted; the version
-    that serves may still be an older one. `status_at` is when `status` last changed.
+    told apart from documents that were uploaded. `modified_ns` is when the file last changed in
+    any way (its ctime), None when it was too fresh to be trusted.
+
+    `claim` names the worker's attempt that may write the next version; a late writer finds another
+    claim and writes nothing. `blob_sha256` is what is wanted; the version that serves may still be
+    an older one. It is None for a file that could not be read or parsed and that nothing serves:
+    its original is still where it was found. `pending` holds the metadata and groups that come
+    with the next version, so that they become visible together with its text.
+
+    `status_at` is when `status` last changed, `pipeline_digest` the pipeline that brought it there.
     """
 
     __tablename__ = "documents"
@@ -87,13 +94,15 @@ class Document(Base):
     title: Mapped[str] = mapped_column(Text)
     media_type: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    blob_sha256: Mapped[Sha256]
+    blob_sha256: Mapped[Sha256 | None]
     modified_ns: Mapped[int | None] = mapped_column(BigInteger)
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=sql("'{}'"))
     groups: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    pending: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     status: Mapped[str] = mapped_column(Text, server_default="queued")
     reason: Mapped[str | None] = mapped_column(Text)
     status_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    pipeline_digest: Mapped[str | None] = mapped_column(Text)
     current_version_id: Mapped[int | None] = mapped_column(
         ForeignKey("document_versions.id", use_alter=True, ondelete="SET NULL")
     )
@@ -112,7 +121,10 @@ class DocumentVersion(Base):
     """
 
     __tablename__ = "document_versions"
-    __table_args__ = (UniqueConstraint("document_id", "number"),)
+    __table_args__ = (
+        UniqueConstraint("document_id", "number"),
+        Index("ix_document_versions_blob", "tenant_id", "blob_sha256"),
+    )
 
     id: Mapped[BigId]
     tenant_id: Mapped[int] = mapped_column(ForeignKey("tenants.id"))

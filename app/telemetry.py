@@ -43,6 +43,13 @@ ANSWERS = Counter("footnote_answers_total", "Answers, by mode", ["mode"])
 GENERATION_FAILURES = Counter(
     "footnote_generation_failures_total", "Failed generations", ["instance", "phase"]
 )
+GENERATIONS_IN_FLIGHT = Gauge(
+    "footnote_generations_in_flight", "Requests that a model server is working on", ["instance"]
+)
+GENERATIONS_WAITING = Gauge("footnote_generations_waiting", "Requests waiting for a model server")
+EJECTIONS = Counter(
+    "footnote_ejections_total", "Model servers taken out of use, by cause", ["instance", "cause"]
+)
 DEGRADED = Gauge("footnote_degraded", "1 while a part runs in a degraded way", ["part"])
 
 

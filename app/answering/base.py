@@ -1,6 +1,6 @@
 """The words of answering: a question in, events out, the last of which is the whole answer."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from uuid import UUID
@@ -40,9 +40,12 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
+    """`citations` are places in the answer's list of citations: those that belong to this one."""
+
     text: str
     markers: tuple[int, ...]
     supported: bool
+    citations: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +98,11 @@ AnswerEvent = SourcesFound | TextDelta | CitationFound | Finished
 
 
 class Answerer(Protocol):
-    def answer(self, caller: Caller, question: Question) -> AsyncIterator[AnswerEvent]:
+    def answer(self, caller: Caller, question: Question) -> AsyncGenerator[AnswerEvent]:
         """Events in order: sources, text and citations, then exactly one Finished.
 
-        Raises what search raises, GenerationUnavailable before the first text and
-        GenerationInterrupted after it.
+        Raises what search raises, InvalidInput for a model that is not there,
+        GenerationUnavailable before the first text and GenerationInterrupted after it. Closing
+        the iterator ends the work behind it.
         """
         ...

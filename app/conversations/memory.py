@@ -24,7 +24,6 @@ MAX_TURNS_PER_CONVERSATION = 500
 MAX_COMMENT_CHARS = 4000
 
 MessageRole = Literal["user", "assistant"]
-Rating = Literal[-1, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,17 +222,19 @@ class Memory:
 def bounded_history(
     messages: Sequence[Message], turns_count: int, chars_count: int
 ) -> tuple[Message, ...]:
-    """The latest whole messages that fit both bounds, beginning with a user's.
+    """The latest messages that fit both bounds, beginning with a user's.
 
-    A history that began with an answer would show a model a reply to nothing.
+    One message gets at most half of the characters, so that the latest question and its answer
+    always fit. A history that began with an answer would show a model a reply to nothing.
     """
     kept: list[Message] = []
     chars_left = chars_count
     for message in reversed(messages[-2 * turns_count :] if turns_count else ()):
-        chars_left -= len(message.content)
+        content = message.content[: chars_count // 2]
+        chars_left -= len(content)
         if chars_left < 0:
             break
-        kept.append(message)
+        kept.append(Message(role=message.role, content=content))
     while kept and kept[-1].role != "user":
         kept.pop()
     return tuple(reversed(kept))

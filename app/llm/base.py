@@ -1,6 +1,6 @@
 """What Footnote asks of a language model. Adapters stand beside this file."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -43,10 +43,27 @@ class ChatModel(Protocol):
 
     def stream(
         self, messages: Sequence[Message], options: GenerationOptions
-    ) -> AsyncIterator[TextDelta | Completion]:
+    ) -> AsyncGenerator[TextDelta | Completion]:
         """Text as it comes, then exactly one Completion.
 
         Raises GenerationUnavailable before the first text, GenerationInterrupted after it.
         Closing the iterator ends the request upstream.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceHealth:
+    """What is known of one server; `reason` says in words what is wrong, None when nothing is.
+
+    `ejected` servers get no requests until a probe sees them generate again.
+    """
+
+    instance: str
+    reachable: bool
+    has_model: bool
+    latency_ms: float | None = None
+    reason: str | None = None
+    slots: int = 1
+    in_flight: int = 0
+    ejected: bool = False

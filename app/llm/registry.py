@@ -1,0 +1,83 @@
+"""The chat model that the settings name."""
+
+from collections.abc import Sequence
+
+import httpx
+
+from app.config import Settings
+from app.errors import StartupError
+from app.llm.base import GenerationOptions
+from app.llm.ollama import OllamaInstance
+from app.llm.pool import GenerationPool, Member
+
+DEFAULT_SLOTS = 1
+"""What Ollama itself does by default (OLLAMA_NUM_PARALLEL), and no API of it tells."""
+
+
+def open_chat_model(settings: Settings) -> GenerationPool | None:
+    """A pool over FOOTNOTE_OLLAMA_URLS; None when there are none. Connects to nothing yet.
+
+    Raises StartupError for an address that is not one.
+    """
+    if not settings.ollama_urls:
+        return None
+    addresses = [parse_instance(given) for given in settings.ollama_urls]
+    _refuse_repeated([url for url, _ in addresses])
+    members = [
+        Member(
+            OllamaInstance(
+                url,
+                settings.model,
+                connect_timeout_seconds=settings.generation_connect_timeout_seconds,
+                first_token_timeout_seconds=settings.generation_first_token_timeout_seconds,
+                stall_timeout_seconds=settings.generation_stall_timeout_seconds,
+            ),
+            slots,
+        )
+        for url, slots in addresses
+    ]
+    return GenerationPool(
+        members,
+        generation_options(settings),
+        queue_size=settings.generation_queue_size,
+        queue_timeout_seconds=settings.generation_queue_timeout_seconds,
+    )
+
+
+def generation_options(settings: Settings) -> GenerationOptions:
+    """The options of every request to a model."""
+    return GenerationOptions(
+        max_tokens=settings.generation_max_tokens,
+        context_tokens=settings.generation_context_tokens,
+    )
+
+
+def parse_instance(given: str) -> tuple[str, int]:
+    """URL and slots from `url#slots=4`; raises StartupError that says what is wrong."""
+    address, _, fragment = given.partition("#")
+    slots = DEFAULT_SLOTS
+    if fragment:
+        key, _, value = fragment.partition("=")
+        if key != "slots" or not value.isascii() or not value.isdigit() or int(value) < 1:
+            raise _refused(given, "after # only slots=NUMBER may stand, with a number above 0")
+        slots = int(value)
+    try:
+        url = httpx.URL(address if "://" in address else f"http://{address}")
+    except httpx.InvalidURL as error:
+        raise _refused(given, str(error)) from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise _refused(given, "it is not an http or https URL")
+    return str(url), slots
+
+
+def _refuse_repeated(urls: Sequence[str]) -> None:
+    for url in urls:
+        if urls.count(url) > 1:
+            raise _refused(url, "it is given twice; raise its slots instead")
+
+
+def _refused(given: str, why: str) -> StartupError:
+    return StartupError(
+        f"FOOTNOTE_OLLAMA_URLS: {given!r} is not usable: {why}.",
+        hint="Give addresses such as http://10.0.0.5:11434#slots=4, separated by commas.",
+    )

@@ -97,14 +97,15 @@ class Settings(BaseSettings):
 
     # access
     auth: Literal["auto", "on", "off"] = "auto"
-    rate_limit: str = "600/minute"
-    upload_rate_limit: str = "600/minute"
+    rate_limit: str = "30000/minute"
+    upload_rate_limit: str = "6000/minute"
 
     # bounds
     max_upload_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
     max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
     max_query_chars: Annotated[int, Field(ge=1)] = 8192
     max_limit: Annotated[int, Field(ge=1)] = 200
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     database_pool_size: Annotated[int, Field(ge=1)] = 10
     database_pool_waiters: Annotated[int, Field(ge=1)] = 200
     database_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0

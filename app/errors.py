@@ -4,6 +4,7 @@ Each class knows its HTTP status, its stable code and a hint that tells the read
 Services raise these; only `app/api/problems.py` turns them into replies.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -24,6 +25,11 @@ class FootnoteError(Exception):
         self.detail = detail or self.title
         self.hint = hint or self.default_hint
         super().__init__(self.detail)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What a reply over HTTP adds to its headers."""
+        return {}
 
 
 # --- what the caller sent ------------------------------------------------------------------------
@@ -48,6 +54,20 @@ class NotFound(FootnoteError):
     code = "not_found"
     title = "There is no such thing here"
     default_hint = "Check the name or id; list what exists first."
+
+
+class MethodNotAllowed(FootnoteError):
+    status = 405
+    code = "method_not_allowed"
+    title = "This address does not take that method"
+    default_hint = "Use a method of the header Allow; /openapi.json lists all."
+
+
+class RequestTimeout(FootnoteError):
+    status = 408
+    code = "request_timeout"
+    title = "The request body came too slowly"
+    default_hint = "Send the request again over a steady connection."
 
 
 class Conflict(FootnoteError):
@@ -87,6 +107,10 @@ class Unauthenticated(FootnoteError):
     title = "A valid API key is needed"
     default_hint = "Send `Authorization: Bearer fn_…`; make a key with `footnote keys create`."
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"WWW-Authenticate": 'Bearer realm="footnote"'}
+
 
 class Forbidden(FootnoteError):
     status = 403
@@ -106,6 +130,10 @@ class RateLimited(FootnoteError):
     ) -> None:
         super().__init__(detail, hint=hint)
         self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": str(self.retry_after_seconds)}
 
 
 # --- what Footnote depends on --------------------------------------------------------------------

@@ -1,0 +1,101 @@
+"""The one table of who may call what, and how much he may send.
+
+Every route has its line here; the service does not start with a route that has none. What matches
+no line still asks for a key, so a mistake closes a door and never opens one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from re import Pattern
+from typing import Literal
+
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from starlette.routing import compile_path
+from starlette.types import Scope as AsgiScope
+
+from app import access
+
+Asks = access.Scope | Literal["any key", "nobody"]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One method of one path.
+
+    `asks` is the scope that the key needs; "nobody" is not even asked for one. `limit` names the
+    rate limit, `body` the size limit. `patient` is for replies that take as long as they take:
+    a model writing, a file arriving, events following a job.
+    """
+
+    method: str
+    path: str
+    asks: Asks
+    limit: Literal["requests", "uploads"] | None = "requests"
+    body: Literal["small", "upload"] = "small"
+    patient: bool = False
+
+
+DOORS = (
+    Door("GET", "/health", "nobody", limit=None),
+    Door("GET", "/health/live", "nobody", limit=None),
+    Door("GET", "/health/ready", "nobody", limit=None),
+    Door("GET", "/metrics", "read", limit=None),
+    Door("GET", "/openapi.json", "nobody"),
+    Door("GET", "/api/collections", "read"),
+    Door("POST", "/api/collections", "write"),
+    Door("DELETE", "/api/collections/{name}", "admin"),
+    Door("GET", "/api/documents", "read"),
+    Door("POST", "/api/documents", "write", limit="uploads", body="upload", patient=True),
+    Door("GET", "/api/documents/{document_id}", "read"),
+    Door("DELETE", "/api/documents/{document_id}", "write"),
+    Door("GET", "/api/documents/{document_id}/content", "read"),
+    Door("GET", "/api/jobs/{job_id}", "read"),
+    Door("GET", "/api/jobs/{job_id}/events", "read", patient=True),
+    Door("POST", "/api/search", "read"),
+    Door("POST", "/api/chat", "read", patient=True),
+    Door("GET", "/api/conversations/{conversation_id}", "read"),
+    Door("DELETE", "/api/conversations/{conversation_id}", "read"),
+    Door("POST", "/api/feedback", "read"),
+)
+
+UNKNOWN = Door("*", "unmatched", "any key")
+
+
+class Doorway:
+    """Finds the door of a request."""
+
+    def __init__(self, doors: Iterable[Door]) -> None:
+        self._fixed: dict[tuple[str, str], Door] = {}
+        self._patterns: list[tuple[str, Pattern[str], Door]] = []
+        for door in doors:
+            if "{" in door.path:
+                self._patterns.append((door.method, compile_path(door.path)[0], door))
+            else:
+                self._fixed[door.method, door.path] = door
+
+    def find(self, method: str, path: str) -> Door:
+        method = "GET" if method == "HEAD" else method
+        fixed = self._fixed.get((method, path))
+        if fixed is not None:
+            return fixed
+        for expected, pattern, door in self._patterns:
+            if expected == method and pattern.match(path):
+                return door
+        return UNKNOWN
+
+
+def door_of(scope: AsgiScope) -> Door:
+    """The door that the outermost middleware found."""
+    door: Door = scope["state"]["door"]
+    return door
+
+
+def routes_without_a_door(app: FastAPI) -> list[str]:
+    known = {(door.method, door.path) for door in DOORS}
+    return [
+        f"{method} {route.path}"
+        for route in iter_route_contexts(app.routes)
+        for method in sorted((route.methods or {"GET"}) - {"HEAD"})
+        if (method, route.path) not in known
+    ]

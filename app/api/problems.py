@@ -1,0 +1,154 @@
+"""From any exception to one `application/problem+json` reply (RFC 9457), and never a trace."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.errors import (
+    BodyTooLarge,
+    DatabaseUnavailable,
+    FootnoteError,
+    InvalidInput,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    StorageFull,
+    Unavailable,
+    UnsupportedMedia,
+)
+from app.telemetry import request_id
+
+MEDIA_TYPE = "application/problem+json"
+
+log = structlog.get_logger(__name__)
+
+_BY_STATUS: Mapping[int, type[FootnoteError]] = {
+    400: MalformedRequest,
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: BodyTooLarge,
+    415: UnsupportedMedia,
+}
+_DISK_FULL = "53100"
+_NO_SUCH_TABLE_OR_COLUMN = frozenset({"42P01", "42703"})
+
+
+class InvalidFields(InvalidInput):
+    """The fields that are wrong, each with what is wrong about it; values are not repeated."""
+
+    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {message}" for name, message in fields))
+        self.fields = fields
+
+
+def to_footnote_error(error: Exception) -> FootnoteError:
+    """What the client may know of the error. An unknown one tells nothing but "inside Footnote"."""
+    match error:
+        case FootnoteError():
+            return error
+        case RequestValidationError():
+            return _of_validation(error)
+        case HTTPException():
+            # FastAPI wraps what fails while a body is read.
+            if isinstance(error.__cause__, FootnoteError):
+                return error.__cause__
+            kind = _BY_STATUS.get(error.status_code, FootnoteError)
+            return kind(error.detail) if kind is MalformedRequest else kind()
+        case PoolTimeout():
+            return Overloaded("Too many requests wait for the database.")
+        case DBAPIError():
+            return _of_database(error, error.orig)
+        case psycopg.Error():
+            return _of_database(error, error)
+        case TimeoutError():
+            return Unavailable("A part of the service did not answer in time.")
+        case _:
+            return FootnoteError()
+
+
+def problem(error: FootnoteError) -> dict[str, Any]:
+    """The body: also what the `error` event of a stream carries."""
+    body: dict[str, Any] = {
+        "type": f"urn:footnote:problem:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "hint": error.hint,
+        "request_id": request_id.get(),
+    }
+    if isinstance(error, InvalidFields):
+        body["fields"] = [{"field": name, "message": message} for name, message in error.fields]
+    return body
+
+
+def problem_response(error: FootnoteError) -> Response:
+    return Response(
+        # Escaped to ASCII, so that even a text that is no valid Unicode can be reported.
+        json.dumps(problem(error)).encode("ascii"),
+        status_code=error.status,
+        headers={"Cache-Control": "no-store", **error.headers},
+        media_type=MEDIA_TYPE,
+    )
+
+
+def note(error: Exception, told: FootnoteError) -> None:
+    """Log a failure of ours once; what the caller did wrong stands in the access log already."""
+    if told.status == FootnoteError.status:
+        log.error("request failed", exc_info=error)
+    elif told.status > FootnoteError.status:
+        log.warning("request refused", code=told.code, detail=told.detail, cause=repr(error))
+
+
+def install(app: FastAPI) -> None:
+    """Let every expected exception inside the routes become its problem.
+
+    What is not expected passes on to the outermost middleware, which does the same for it.
+    """
+    for kind in (FootnoteError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _reply)
+
+
+async def _reply(_: Request, error: Exception) -> Response:
+    told = to_footnote_error(error)
+    note(error, told)
+    response = problem_response(told)
+    if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+def _of_validation(error: RequestValidationError) -> FootnoteError:
+    fields: list[tuple[str, str]] = []
+    for item in error.errors():
+        if item["type"] == "json_invalid":
+            return MalformedRequest("The body is not valid JSON.")
+        place = [str(part) for part in item["loc"]]
+        name = ".".join(place[1:]) or place[0]
+        fields.append((name, str(item["msg"]).removeprefix("Value error, ")))
+    return InvalidFields(fields)
+
+
+def _of_database(error: Exception, original: BaseException | None) -> FootnoteError:
+    state = getattr(original, "sqlstate", None)
+    if state == _DISK_FULL:
+        return StorageFull()
+    if state in _NO_SUCH_TABLE_OR_COLUMN:
+        return DatabaseUnavailable(
+            "The database does not have the schema of this version.", hint="Run `footnote migrate`."
+        )
+    if isinstance(original, psycopg.DataError) or isinstance(error, DataError):
+        return InvalidInput("The request holds a value that cannot be stored, such as a NUL.")
+    if isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
+        return DatabaseUnavailable()
+    return FootnoteError()

@@ -1,7 +1,10 @@
 """The pipeline's own words. This file imports nothing of ours."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Markup = Literal["markdown", "rst", "org", "plain", "code"]
+"""How a parsed text shows its structure: where its headings, lists and tables can be found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +20,10 @@ class Page:
 class ParsedDocument:
     """What a parser made of a file.
 
-    `text` is Markdown (or plain text) without NUL or lone surrogates; every offset in Footnote
-    counts its characters. `pages` is empty when the format has no pages.
+    `text` is in `markup`, without NUL or lone surrogates; every offset in Footnote counts its
+    characters. `pages` is empty when the format has no pages. `language` is a Snowball name, or
+    "simple" for a language without a stemmer. `metadata` holds strings, numbers, booleans and
+    lists of strings only.
     """
 
     text: str
@@ -28,6 +33,7 @@ class ParsedDocument:
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     language: str = "english"
     warnings: tuple[str, ...] = ()
+    markup: Markup = "markdown"
 
 
 @dataclass(frozen=True, slots=True)

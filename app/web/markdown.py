@@ -6,7 +6,7 @@ renderer in case the renderer errs.
 """
 
 import re
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, MutableMapping, Sequence
 from typing import Any
 
 import nh3
@@ -20,7 +20,7 @@ from markupsafe import Markup
 Environment = MutableMapping[str, Any]
 Span = tuple[int, int]
 
-_MARKER = re.compile(r"\[(\d{1,3})\]")
+_MARKER = re.compile(r"\s*\[(\d{1,3})\]")
 
 # Private-use characters carry the ends of a highlight through the parser.
 _MARK_START, _MARK_END = "\ue000", "\ue001"
@@ -36,12 +36,15 @@ _TAGS = {
     "a", "blockquote", "br", "code", "del", "em", "hr", "li", "mark", "ol", "p", "pre", "strong",
     "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
 }  # fmt: skip
-_ATTRIBUTES = {"a": {"class", "href", "aria-label"}, "ol": {"start"}, "p": {"class"}}
+_ATTRIBUTES = {"a": {"aria-label", "class", "href", "id"}, "ol": {"start"}, "p": {"class"}}
 
 
-def render_answer(text: str, footnotes: Callable[[int], str | None]) -> Markup:
-    """An answer as HTML; `footnotes` gives the fragment that a marker `[n]` links to, or None."""
-    return _render(_without_marks(text), {"footnotes": footnotes})
+def render_answer(text: str, name: str, numbers: Collection[int]) -> Markup:
+    """An answer as HTML. A marker `[n]`, for n in `numbers`, links to the fragment `NAME-note-n`.
+
+    The first marker of each number is itself the fragment `NAME-mark-n`, for the way back.
+    """
+    return _render(_without_marks(text), {"name": name, "numbers": numbers, "seen": set()})
 
 
 def render_passage(text: str, highlights: Iterable[Span] = ()) -> Markup:
@@ -121,15 +124,18 @@ def _text(
     _options: OptionsDict,
     environment: Environment,
 ) -> str:
-    footnotes = environment.get("footnotes")
+    name: str = environment.get("name", "")
+    numbers: Collection[int] = environment.get("numbers", ())
+    seen: set[int] = environment.get("seen", set())
 
     def link(match: re.Match[str]) -> str:
-        fragment = footnotes(int(match.group(1))) if footnotes else None
-        if fragment is None:
+        number = int(match.group(1))
+        if number not in numbers:
             return match.group()
-        number = match.group(1)
+        identity = "" if number in seen else f' id="{name}-mark-{number}"'
+        seen.add(number)
         return (
-            f'<sup><a class="marker" href="#{escapeHtml(fragment)}"'
+            f'<sup><a class="marker" href="#{name}-note-{number}"{identity}'
             f' aria-label="Footnote {number}">{number}</a></sup>'
         )
 

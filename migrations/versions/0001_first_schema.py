@@ -128,6 +128,7 @@ def upgrade() -> None:
         sa.Column("documents_count", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("chunks_count", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("terms_count", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("languages", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
@@ -245,6 +246,13 @@ def upgrade() -> None:
     )
     op.create_index(
         "ix_documents_metadata", "documents", ["metadata"], unique=False, postgresql_using="gin"
+    )
+    op.create_index(
+        "ix_documents_grouped",
+        "documents",
+        ["collection_id"],
+        unique=False,
+        postgresql_where=sa.text("groups <> '{}'"),
     )
     op.create_table(
         "postings",
@@ -472,6 +480,7 @@ def downgrade() -> None:
     op.drop_index("ix_usage_tenant", table_name="usage")
     op.drop_table("usage")
     op.drop_table("postings")
+    op.drop_index("ix_documents_grouped", table_name="documents")
     op.drop_index("ix_documents_metadata", table_name="documents", postgresql_using="gin")
     op.drop_index("ix_documents_listing", table_name="documents")
     op.drop_index("ix_documents_blob", table_name="documents")

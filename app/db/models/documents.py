@@ -31,6 +31,7 @@ class Collection(Base):
 
     `chunks_count` and `terms_count` (all term occurrences) are BM25's statistics, kept by the
     write that changes them; `documents_count` counts the documents that have a serving version.
+    `languages` are those that documents were ever indexed in: a query is read in each of them.
     """
 
     __tablename__ = "collections"
@@ -45,6 +46,7 @@ class Collection(Base):
     documents_count: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
     chunks_count: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
     terms_count: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
+    languages: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
     created_at: Mapped[CreatedAt]
 
 
@@ -84,6 +86,7 @@ class Document(Base):
         Index("ix_documents_blob", "tenant_id", "blob_sha256"),
         Index("ix_documents_listing", "collection_id", "created_at", "id"),
         Index("ix_documents_metadata", "metadata", postgresql_using="gin"),
+        Index("ix_documents_grouped", "collection_id", postgresql_where=sql("groups <> '{}'")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)

@@ -156,10 +156,18 @@ async def remove_postings(
         )
 
 
+async def remove_all_postings(connection: AsyncConnection, collection_id: int) -> None:
+    """Empty a collection's index, for a collection that nobody writes to any more."""
+    await connection.execute(_LOCK_SHARED, {"class": _LOCK_CLASS, "collection_id": collection_id})
+    await connection.execute(_DELETE_ALL, {"collection_id": collection_id})
+
+
 # Removals share the lock, merging has it alone: a removal could not see a row that a concurrent
 # merge is making of the rows that it came to remove.
 _LOCK_SHARED = text("SELECT pg_advisory_xact_lock_shared(:class, :collection_id)")
 _LOCK_ALONE = text("SELECT pg_try_advisory_xact_lock(:class, :collection_id)")
+
+_DELETE_ALL = text("DELETE FROM postings WHERE collection_id = :collection_id")
 
 _DELETE_WHOLE = text(
     """

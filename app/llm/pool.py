@@ -80,7 +80,7 @@ class GenerationPool:
         self._queue_size = queue_size
         self._queue_timeout_seconds = queue_timeout_seconds
         self._queue: deque[_Waiter] = deque()
-        self._turn = 0
+        self._turn = -1
         self._answer_seconds = TYPICAL_ANSWER_SECONDS
         self._probes: set[asyncio.Task[None]] = set()
 
@@ -214,15 +214,21 @@ class GenerationPool:
 
     def _choose(self, tried: AbstractSet[Member]) -> Member | None:
         """The least loaded instance for its slots, taken; None when every slot is taken."""
-        free = [member for member in self._usable(tried) if member.has_free_slot]
+        usable = self._usable(tried)
+        free = [each for each in self._in_turn() if each.has_free_slot and each in usable]
         if not free:
             return None
-        # Equally loaded ones take turns; otherwise the first would get all of a light load.
-        self._turn += 1
-        first = self._turn % len(free)
-        chosen = min(free[first:] + free[:first], key=lambda each: each.in_flight / each.slots)
+        chosen = min(free, key=lambda each: each.in_flight / each.slots)
         self._take(chosen)
         return chosen
+
+    def _in_turn(self) -> list[Member]:
+        """All instances, each time from another one on: the first of equals is chosen.
+
+        Otherwise the first instance would get all of a light load.
+        """
+        self._turn = (self._turn + 1) % len(self._members)
+        return self._members[self._turn :] + self._members[: self._turn]
 
     def _take(self, member: Member) -> None:
         member.in_flight += 1

@@ -221,10 +221,12 @@ class Server:
         return " ".join(quotes) or "Hello."
 
     async def control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await read_request(reader)
-        if request is not None:
-            verb, _, body = request
-            if verb == "POST":
+        while (request := await read_request(reader)) is not None:
+            verb, path, body = request
+            if path == "/reset":
+                await self.change(asdict(Behaviour()))
+                self.stats, self.loaded_options = Stats(), None
+            elif verb == "POST":
                 await self.change(json.loads(body))
             await send_json(writer, 200, asdict(self.stats))
         writer.close()
@@ -313,10 +315,16 @@ class OllamaDouble:
 
     def __init__(self, port: int, control_port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self._control = httpx.Client(base_url=f"http://127.0.0.1:{control_port}", trust_env=False)
+        self._control = httpx.Client(
+            base_url=f"http://127.0.0.1:{control_port}", trust_env=False, timeout=30
+        )
 
     def set(self, **changes: Any) -> None:
         self._control.post("/", json=changes).raise_for_status()
+
+    def reset(self) -> None:
+        """As it was when it started; nothing may be in flight."""
+        self._control.post("/reset").raise_for_status()
 
     def stats(self) -> Stats:
         return Stats(**self._control.get("/").json())

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 import structlog
 
 from app.errors import HomeBusy, StartupError
@@ -139,6 +140,7 @@ def runtime_directory(home: Path, account: Account) -> Path:
             hint=f"Remove {path}, or set FOOTNOTE_HOME to another folder.",
         )
     path.chmod(0o700)
+    account.let_through(path)
     return path
 
 
@@ -282,3 +284,16 @@ def run_program(
         )
         output.seek(0)
         return finished.returncode, output.read().decode(errors="replace")
+
+
+def wait_until_gone(process: psutil.Process, *, timeout_seconds: float) -> bool:
+    """Whether the process ended in time; one that nobody has reaped yet has ended."""
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.01)
+    return False

@@ -15,7 +15,7 @@ from app.db.base import Base
 from app.db.session import sqlalchemy_url
 from app.errors import StartupError
 
-LOCK_TIMEOUT = "5s"
+LOCK_TIMEOUT: str = context.config.attributes.get("lock_timeout", "5s")
 
 
 def belongs_to_us(

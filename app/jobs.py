@@ -69,11 +69,15 @@ class JobState:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many documents wait and are worked on, and for how long the oldest has been waiting."""
+    """How many documents wait and are worked on, and for how long the oldest has been waiting.
+
+    `workers` counts those with a heartbeat, busy or not.
+    """
 
     queued: int
     processing: int
     oldest_seconds: float
+    workers: int
 
 
 class RetryLater(Exception):
@@ -160,8 +164,10 @@ class Jobs:
             await asyncio.sleep(EVENT_POLL_SECONDS)
 
     async def backlog(self) -> Backlog:
-        row = (await self._query(_BACKLOG))[0]
-        return Backlog(row["queued"], row["processing"], float(row["oldest_seconds"]))
+        row = (await self._query(_BACKLOG, alive_seconds=DEAD_AFTER_SECONDS))[0]
+        return Backlog(
+            row["queued"], row["processing"], float(row["oldest_seconds"]), row["workers"]
+        )
 
     # --- the worker's side ------------------------------------------------------------------------
 
@@ -296,7 +302,9 @@ _BACKLOG = """
     SELECT count(*) FILTER (WHERE status = 'queued') AS queued,
       count(*) FILTER (WHERE status = 'processing') AS processing,
       coalesce(extract(epoch FROM now() - min(status_at) FILTER (WHERE status = 'queued')), 0)
-        AS oldest_seconds
+        AS oldest_seconds,
+      (SELECT count(*) FROM procrastinate_workers
+        WHERE last_heartbeat > now() - make_interval(secs => %(alive_seconds)s)) AS workers
     FROM documents WHERE status IN ('queued', 'processing')
 """
 _LOST = text(

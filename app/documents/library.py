@@ -44,6 +44,7 @@ from app.documents.records import (
     DocumentPage,
     DocumentRecord,
     EmbedderIdentity,
+    Excerpt,
     OriginalFile,
     Upload,
     checked_groups,
@@ -53,7 +54,7 @@ from app.documents.records import (
     read_cursor,
     write_cursor,
 )
-from app.documents.visibility import DOCUMENTS, may_enter, may_see, visible
+from app.documents.visibility import DOCUMENTS, may_enter, may_see, parsed_text, visible
 from app.errors import BodyTooLarge, Conflict, Forbidden, InvalidInput, NotFound
 from app.jobs import Jobs, JobState
 
@@ -249,6 +250,23 @@ class Library:
                     hint="It is still where it was ingested from.",
                 )
             return OriginalFile(content, unquote(uri.rsplit("/", 1)[-1]), media_type)
+
+        return await in_transaction(self._begin, work)
+
+    async def excerpt(
+        self, caller: Caller, document_id: UUID, *, start: int, end: int
+    ) -> Excerpt | None:
+        """Characters `start` to `end` of the parsed text; None while no version serves."""
+
+        async def work(connection: AsyncConnection) -> Excerpt | None:
+            rows = await connection.execute(
+                parsed_text(start, end).where(*visible(caller), Document.id == document_id)
+            )
+            row = rows.one_or_none()
+            if row is None:
+                raise _no_such_document()
+            text, total_chars = row
+            return Excerpt(text, start, total_chars or 0) if text is not None else None
 
         return await in_transaction(self._begin, work)
 

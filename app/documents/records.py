@@ -111,6 +111,15 @@ class OriginalFile:
     media_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A piece of a document's parsed text, which begins at character `start` of `total_chars`."""
+
+    text: str
+    start: int
+    total_chars: int
+
+
 def plain_filename(name: str) -> str:
     """A name without path, control characters or disguises; raises InvalidInput if none is left."""
     last = _DRIVE.sub("", name.replace("\\", "/").rsplit("/", 1)[-1])

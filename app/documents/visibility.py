@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 
 from app.access import Caller
 from app.db.models import Collection, Document, DocumentVersion
@@ -55,3 +55,16 @@ DOCUMENTS = (
     .join(Collection, Collection.id == Document.collection_id)
     .outerjoin(DocumentVersion, DocumentVersion.id == Document.current_version_id)
 )
+
+
+def parsed_text(start: int, end: int) -> Select[str | None, int | None]:
+    """Characters `start` to `end` of each document's parsed text, and how many there are."""
+    return (
+        select(
+            func.substr(DocumentVersion.text, start + 1, end - start),
+            func.length(DocumentVersion.text),
+        )
+        .select_from(Document)
+        .join(Collection, Collection.id == Document.collection_id)
+        .outerjoin(DocumentVersion, DocumentVersion.id == Document.current_version_id)
+    )

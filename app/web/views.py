@@ -4,16 +4,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
+from urllib.parse import urlencode
 from uuid import UUID
 
 from markupsafe import Markup
 
 from app.answering.base import Answer, AnswerMode, Citation
+from app.documents.records import CollectionRecord, DocumentRecord, Excerpt
 from app.search.base import Hit
 from app.web.markdown import render_answer, render_passage
 
-# Fragments of the server's own answer; the script numbers its answers from here on.
+# The server's own answer; the script gives its answers further names.
 EXCHANGE_NAME = "e1"
+
+EXCERPT_CHARS = 6000
+_LEAD_CHARS = 1500
+"""How much text stands above a cited place."""
+
+
+# --- an answer ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +36,11 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Note(Source):
+class Note:
     """A footnote: the quotes that bear the answer out, and the passage around them."""
 
     number: int
+    source: Source
     fragment: str
     back_fragment: str
     quote: Markup
@@ -44,7 +54,7 @@ class Exchange:
     mode: AnswerMode
     grounded: Literal["true", "false"]
     model: str
-    notice: str
+    notice: str | None
     took: str
     notes: Sequence[Note]
     further: Sequence[Source]
@@ -64,7 +74,7 @@ def exchange_of(question: str, answer: Answer, hits: Sequence[Hit], took_ms: flo
         mode=answer.mode,
         grounded="true" if answer.grounded else "false",
         model=answer.model or "a model",
-        notice=answer.notice or "",
+        notice=answer.notice,
         took=f"{took_ms / 1000:.1f} s.",
         notes=notes,
         further=[
@@ -78,21 +88,17 @@ def exchange_of(question: str, answer: Answer, hits: Sequence[Hit], took_ms: flo
 def _note(number: int, citations: Sequence[Citation], hits: Sequence[Hit]) -> Note:
     first = citations[0]
     hit = hits[number - 1] if number <= len(hits) else None
-    source = _source(
-        first.title,
-        hit.heading if hit else (),
-        first.page,
-        first.document_id,
-        first.start,
-        first.end,
-    )
     highlights = [(each.start - hit.start, each.end - hit.start) for each in citations if hit]
     return Note(
-        title=source.title,
-        heading=source.heading,
-        page=source.page,
-        href=source.href,
         number=number,
+        source=_source(
+            first.title,
+            hit.heading if hit else (),
+            first.page,
+            first.document_id,
+            first.start,
+            first.end,
+        ),
         fragment=f"{EXCHANGE_NAME}-note-{number}",
         back_fragment=f"{EXCHANGE_NAME}-mark-{number}",
         quote=Markup().join(
@@ -114,5 +120,81 @@ def _source(
         title=title,
         heading=" › ".join(part for part in heading if part != title),
         page="" if page is None else f"page {page}",
-        href=f"/documents/{document_id}?start={start}&end={end}#passage",
+        href=f"/documents/{document_id}?start={start}&end={end}#cited",
+    )
+
+
+# --- the library ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    name: str
+    count: int
+    href: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    id: UUID
+    title: str
+    status: str
+    reason: str | None
+    chunks: int | None
+    pages: int | None
+    href: str
+
+
+def shelf_of(collection: CollectionRecord) -> Shelf:
+    return Shelf(collection.name, collection.documents, library_href(collection.name))
+
+
+def library_href(collection: str, cursor: str | None = None) -> str:
+    query = {"collection": collection} | ({"cursor": cursor} if cursor else {})
+    return f"/?{urlencode(query)}#library"
+
+
+def row_of(document: DocumentRecord) -> Row:
+    return Row(
+        id=document.id,
+        title=document.title,
+        status=document.status,
+        reason=document.reason,
+        chunks=document.chunks or None,
+        pages=document.pages,
+        href=f"/documents/{document.id}",
+    )
+
+
+# --- reading a document ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A piece of the document's text, and links to what stands before and after it."""
+
+    text: Markup
+    earlier_href: str | None
+    later_href: str | None
+
+
+def excerpt_span(at: int, cited: tuple[int, int] | None) -> tuple[int, int]:
+    """Which characters to show: from `at`, or around the cited ones."""
+    start = max(0, cited[0] - _LEAD_CHARS) if cited else at
+    return start, start + EXCERPT_CHARS
+
+
+def reading_of(document_id: UUID, excerpt: Excerpt, cited: tuple[int, int] | None) -> Reading:
+    """The excerpt, whole lines of it where it was cut, with what was cited highlighted."""
+    text, start = excerpt.text, excerpt.start
+    end = start + len(text)
+    if end < excerpt.total_chars and (last_line := text.rfind("\n", len(text) // 2)) > 0:
+        text, end = text[:last_line], start + last_line + 1
+    if start > 0 and 0 <= (first_line := text.find("\n", 0, _LEAD_CHARS // 2)):
+        text, start = text[first_line + 1 :], start + first_line + 1
+    place = f"/documents/{document_id}?at="
+    return Reading(
+        text=render_passage(text, [(cited[0] - start, cited[1] - start)] if cited else ()),
+        earlier_href=f"{place}{max(0, start - EXCERPT_CHARS)}#text" if start > 0 else None,
+        later_href=f"{place}{end}#text" if end < excerpt.total_chars else None,
     )

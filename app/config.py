@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     model: str = "llama3.1:8b"
     embedding_model: str = BUNDLED_MODEL
     embedding_runtime: Literal["auto", "onnx", "torch"] = "auto"
-    embedding_batch_tokens: Annotated[int, Field(ge=256)] = 4096
+    embedding_batch_tokens: Annotated[int, Field(ge=1)] = 256
     reranker: str = ""
 
     # access
@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     max_query_chars: Annotated[int, Field(ge=1)] = 8192
     max_limit: Annotated[int, Field(ge=1)] = 200
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    shutdown_grace_seconds: Annotated[float, Field(ge=0)] = 20.0
     database_pool_size: Annotated[int, Field(ge=1)] = 10
     database_pool_waiters: Annotated[int, Field(ge=1)] = 200
     database_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0

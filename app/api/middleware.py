@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access import LOCAL_OWNER, Caller
 from app.api.doors import DOORS, Doorway, door_of
+from app.api.events import ClientGone
 from app.api.problems import note, problem_response, to_footnote_error
 from app.api.rate_limit import RateLimits, who_calls
 from app.config import LOOPBACK_HOSTS, Settings
@@ -42,10 +43,6 @@ _PAGE_POLICY = (
 )
 
 log = structlog.get_logger(__name__)
-
-
-class ClientGone(Exception):
-    """The client left; there is nobody to reply to."""
 
 
 class RequestContext:

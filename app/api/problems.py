@@ -8,11 +8,13 @@ import psycopg
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError, DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from psycopg.errors import UndefinedColumn, UndefinedTable
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.api.schemas import Problem
+from app.db.transactions import translated_errors
 from app.errors import (
     BodyTooLarge,
     DatabaseUnavailable,
@@ -21,8 +23,6 @@ from app.errors import (
     MalformedRequest,
     MethodNotAllowed,
     NotFound,
-    Overloaded,
-    StorageFull,
     Unavailable,
     UnsupportedMedia,
 )
@@ -39,15 +39,20 @@ _BY_STATUS: Mapping[int, type[FootnoteError]] = {
     413: BodyTooLarge,
     415: UnsupportedMedia,
 }
-_DISK_FULL = "53100"
-_NO_SUCH_TABLE_OR_COLUMN = frozenset({"42P01", "42703"})
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": "What was wrong"},
+    "5XX": {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": "What failed"},
+}
+"""For the routes' documentation."""
 
 
 class InvalidFields(InvalidInput):
     """The fields that are wrong, each with what is wrong about it; values are not repeated."""
 
-    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{name}: {message}" for name, message in fields))
+    def __init__(self, fields: Sequence[tuple[str, str]], *, hint: str | None = None) -> None:
+        super().__init__("; ".join(f"{name}: {message}" for name, message in fields), hint=hint)
         self.fields = fields
 
 
@@ -64,12 +69,8 @@ def to_footnote_error(error: Exception) -> FootnoteError:
                 return error.__cause__
             kind = _BY_STATUS.get(error.status_code, FootnoteError)
             return kind(error.detail) if kind is MalformedRequest else kind()
-        case PoolTimeout():
-            return Overloaded("Too many requests wait for the database.")
-        case DBAPIError():
-            return _of_database(error, error.orig)
-        case psycopg.Error():
-            return _of_database(error, error)
+        case SQLAlchemyError() | psycopg.Error():
+            return _of_database(error)
         case TimeoutError():
             return Unavailable("A part of the service did not answer in time.")
         case _:
@@ -139,16 +140,18 @@ def _of_validation(error: RequestValidationError) -> FootnoteError:
     return InvalidFields(fields)
 
 
-def _of_database(error: Exception, original: BaseException | None) -> FootnoteError:
-    state = getattr(original, "sqlstate", None)
-    if state == _DISK_FULL:
-        return StorageFull()
-    if state in _NO_SUCH_TABLE_OR_COLUMN:
+def _of_database(error: Exception) -> FootnoteError:
+    try:
+        with translated_errors():
+            raise error
+    except FootnoteError as told:
+        return told
+    except Exception as unknown:  # noqa: BLE001 - whatever it is, it becomes a problem
+        cause = unknown.orig if isinstance(unknown, DBAPIError) else unknown
+    if isinstance(cause, psycopg.DataError):
+        return InvalidInput("The request holds a value that cannot be stored, such as a NUL.")
+    if isinstance(cause, UndefinedTable | UndefinedColumn):
         return DatabaseUnavailable(
             "The database does not have the schema of this version.", hint="Run `footnote migrate`."
         )
-    if isinstance(original, psycopg.DataError) or isinstance(error, DataError):
-        return InvalidInput("The request holds a value that cannot be stored, such as a NUL.")
-    if isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
-        return DatabaseUnavailable()
     return FootnoteError()

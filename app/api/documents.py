@@ -1,0 +1,178 @@
+"""Documents: sent, listed, read, deleted; and the jobs that process them."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, Any
+from urllib.parse import quote
+from uuid import UUID
+
+from fastapi import APIRouter, Form, Header, Path, Query, Request, Response
+from sse_starlette import ServerSentEvent
+
+from app.api.bodies import BodyRoute, read_json
+from app.api.collections import removal
+from app.api.events import event, event_stream
+from app.api.problems import DOCUMENTED
+from app.api.schemas import (
+    Accepted,
+    DocumentInfo,
+    DocumentPage,
+    DocumentQuery,
+    JobInfo,
+    Removal,
+    UploadForm,
+)
+from app.dependencies import CallerDep, LibraryDep, ResourcesDep, SettingsDep
+from app.documents.records import DocumentRecord, Upload
+from app.errors import NotFound
+from app.jobs import JobState
+
+MAX_JOB_ID = 2**63 - 1
+
+router = APIRouter(
+    route_class=BodyRoute,
+    tags=["documents"],
+    responses=DOCUMENTED,
+    form_limits={"max_files": 1, "max_fields": 200, "max_part_size": 128 * 1024},
+)
+
+JobId = Annotated[int, Path(ge=1, le=MAX_JOB_ID)]
+
+
+@router.post("/api/documents", status_code=202)
+async def upload_document(
+    form: Annotated[UploadForm, Form(media_type="multipart/form-data")],
+    caller: CallerDep,
+    resources: ResourcesDep,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> Accepted:
+    """Take a file; it is processed in the background, as `/api/jobs/{job_id}` tells."""
+    metadata: Any = read_json(form.metadata) if form.metadata else {}
+    # A file is in memory whole while it is stored, so only a few are at a time.
+    async with resources.upload_turns:
+        accepted = await resources.library.register_upload(
+            caller,
+            Upload(
+                filename=form.file.filename or "",
+                content=await form.file.read(),
+                collection=form.collection,
+                metadata=metadata,
+                groups=form.groups,
+            ),
+            idempotency_key=idempotency_key,
+        )
+    response.headers["Location"] = f"/api/documents/{accepted.document_id}"
+    return Accepted(
+        document_id=accepted.document_id, job_id=accepted.job_id, status=accepted.status
+    )
+
+
+@router.get("/api/documents")
+async def list_documents(
+    query: Annotated[DocumentQuery, Query()], caller: CallerDep, library: LibraryDep
+) -> DocumentPage:
+    """Newest first, in pages: `next_cursor` leads to the next one."""
+    page = await library.list(
+        caller,
+        collection=query.collection,
+        status=query.status,
+        limit=query.limit,
+        cursor=query.cursor,
+    )
+    return DocumentPage(
+        documents=[_document_info(one) for one in page.documents], next_cursor=page.next_cursor
+    )
+
+
+@router.get("/api/documents/{document_id}")
+async def read_document(document_id: UUID, caller: CallerDep, library: LibraryDep) -> DocumentInfo:
+    return _document_info(await library.get(caller, document_id))
+
+
+@router.get(
+    "/api/documents/{document_id}/content",
+    response_class=Response,
+    responses={200: {"description": "The original, byte for byte", "content": {"*/*": {}}}},
+)
+async def read_original(document_id: UUID, caller: CallerDep, library: LibraryDep) -> Response:
+    original = await library.content(caller, document_id)
+    return Response(
+        original.content,
+        media_type=original.media_type,
+        headers={
+            # Somebody else's file must never run as a page of this service.
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(original.filename)}",
+            "Content-Security-Policy": "default-src 'none'; sandbox",
+        },
+    )
+
+
+@router.delete("/api/documents/{document_id}")
+async def delete_document(document_id: UUID, caller: CallerDep, library: LibraryDep) -> Removal:
+    """Delete text, vectors, postings and original at once."""
+    return removal(await library.delete(caller, document_id))
+
+
+@router.get("/api/jobs/{job_id}", tags=["jobs"])
+async def read_job(job_id: JobId, caller: CallerDep, library: LibraryDep) -> JobInfo:
+    return _job_info(await library.job(caller, job_id))
+
+
+@router.get(
+    "/api/jobs/{job_id}/events",
+    tags=["jobs"],
+    response_class=Response,
+    responses={
+        200: {
+            "description": "`progress` whenever the job changes, `done` when it has ended",
+            "content": {"text/event-stream": {}},
+        }
+    },
+)
+async def follow_job(
+    job_id: JobId, request: Request, caller: CallerDep, library: LibraryDep, settings: SettingsDep
+) -> Response:
+    states = library.job_events(caller, job_id)
+    return await event_stream(
+        request, _progress(states), grace_seconds=settings.shutdown_grace_seconds
+    )
+
+
+async def _progress(states: AsyncIterator[JobState]) -> AsyncGenerator[ServerSentEvent]:
+    async for state in states:
+        yield event("done" if state.is_final else "progress", _job_info(state))
+        if state.is_final:
+            return
+    raise NotFound("The job was removed, or takes longer than anybody should wait.")
+
+
+def _job_info(state: JobState) -> JobInfo:
+    return JobInfo(
+        id=state.id,
+        status=state.status,
+        document_id=state.document_id,
+        attempts=state.attempts,
+        reason=state.reason,
+    )
+
+
+def _document_info(record: DocumentRecord) -> DocumentInfo:
+    return DocumentInfo(
+        id=record.id,
+        collection=record.collection,
+        title=record.title,
+        uri=record.uri,
+        media_type=record.media_type,
+        size_bytes=record.size_bytes,
+        status=record.status,
+        reason=record.reason,
+        warnings=list(record.warnings),
+        chunks=record.chunks,
+        pages=record.pages,
+        version=record.version,
+        metadata=dict(record.metadata),
+        groups=list(record.groups),
+        job_id=record.job_id,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+    )

@@ -1,0 +1,222 @@
+"""Is it alive, is it ready, and what is wrong with which part."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from time import monotonic, perf_counter
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+from redis.exceptions import RedisError
+from sqlalchemy import text
+
+from app.api.schemas import (
+    Checks,
+    DatabaseCheck,
+    EmbeddingCheck,
+    HealthReply,
+    Liveness,
+    ModelServersCheck,
+    QueueCheck,
+    Readiness,
+    RedisCheck,
+)
+from app.errors import FootnoteError
+from app.llm.base import InstanceHealth
+from app.resources import Resources
+from app.telemetry import DEGRADED
+
+VERSION = version("footnote")
+
+CHECK_TIMEOUT_SECONDS = 1.0
+FRESH_SECONDS = 0.5
+MODEL_SERVERS_FRESH_SECONDS = 3.0
+
+Value = TypeVar("Value")
+
+router = APIRouter(tags=["operation"])
+
+
+class Health:
+    """Asks every part, at most every FRESH_SECONDS however many want to know."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._database = _Remembered(self._ask_database, FRESH_SECONDS)
+        self._redis = _Remembered(self._ask_redis, FRESH_SECONDS)
+        self._queue = _Remembered(self._ask_queue, FRESH_SECONDS)
+        self._model_servers = _Remembered(self._ask_model_servers, MODEL_SERVERS_FRESH_SECONDS)
+
+    async def report(self) -> HealthReply:
+        database, redis, queue = await asyncio.gather(
+            self._database.fresh(), self._redis.fresh(), self._queue.fresh()
+        )
+        checks = Checks(
+            database=database,
+            redis=redis,
+            # A server that hangs is asked in the background: the others' state does not wait.
+            ollama=await self._model_servers.latest(),
+            embedding=self._embedding(),
+            queue=queue,
+        )
+        troubled = {name for name, check in checks if check.status in ("degraded", "down")}
+        for name in Checks.model_fields:
+            DEGRADED.labels(name).set(name in troubled)
+        if "down" in (database.status, checks.embedding.status):
+            return HealthReply(status="down", checks=checks, version=VERSION)
+        return HealthReply(status="degraded" if troubled else "ok", checks=checks, version=VERSION)
+
+    async def readiness(self) -> Readiness:
+        database = await self._database.fresh()
+        return Readiness(ready=database.status == "ok", reason=database.reason)
+
+    async def _ask_database(self) -> DatabaseCheck:
+        problem = self._resources.database.problem
+        if problem is not None:
+            return DatabaseCheck(status="down", reason=problem.detail, hint=problem.hint)
+        started = perf_counter()
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                async with self._resources.monitor.connect() as connection:
+                    await connection.execute(text("SELECT 1"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the database is not there
+            return DatabaseCheck(status="down", reason=f"no answer ({type(error).__name__})")
+        return DatabaseCheck(status="ok", latency_ms=_milliseconds_since(started))
+
+    async def _ask_redis(self) -> RedisCheck:
+        kind = self._resources.redis_kind
+        if self._resources.redis is None:
+            return RedisCheck(status="off", kind=kind)
+        started = perf_counter()
+        try:
+            async with asyncio.timeout(self._resources.settings.redis_timeout_seconds):
+                await self._resources.redis.ping()  # pyright: ignore[reportUnknownMemberType]
+        except (RedisError, OSError, TimeoutError) as error:
+            return RedisCheck(
+                status="degraded", kind=kind, reason=f"no answer ({type(error).__name__})"
+            )
+        return RedisCheck(status="ok", kind=kind, latency_ms=_milliseconds_since(started))
+
+    async def _ask_queue(self) -> QueueCheck:
+        if (await self._database.fresh()).status != "ok":
+            return QueueCheck(status="down", reason="the queue is in the database")
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                backlog = await self._resources.jobs.backlog()
+        except (FootnoteError, TimeoutError) as error:
+            return QueueCheck(status="degraded", reason=f"no answer ({type(error).__name__})")
+        return QueueCheck(
+            status="ok" if backlog.workers else "degraded",
+            reason=None
+            if backlog.workers
+            else "no worker is running: `footnote worker` starts one",
+            queued=backlog.queued,
+            processing=backlog.processing,
+            oldest_seconds=round(backlog.oldest_seconds, 1),
+            workers=backlog.workers,
+        )
+
+    async def _ask_model_servers(self) -> ModelServersCheck:
+        if self._resources.chat_model is None:
+            return ModelServersCheck(
+                status="off", reason="no FOOTNOTE_OLLAMA_URLS: answers are quoted, not written"
+            )
+        return _check_of(await self._resources.chat_model.health())
+
+    def _embedding(self) -> EmbeddingCheck:
+        embedder = self._resources.query_embedder.embedder
+        fell_back = (
+            embedder.runtime == "torch" and self._resources.settings.embedding_runtime != "torch"
+        )
+        return EmbeddingCheck(
+            status="degraded" if fell_back else "ok",
+            reason="onnxruntime cannot run the model, torch does, slower" if fell_back else None,
+            model=embedder.name,
+            runtime=embedder.runtime,
+            dimensions=embedder.dimensions,
+        )
+
+
+def _check_of(servers: Sequence[InstanceHealth]) -> ModelServersCheck:
+    usable = [one for one in servers if one.reachable and one.has_model and not one.ejected]
+    reasons = [f"{one.instance}: {one.reason}" for one in servers if one.reason]
+    return ModelServersCheck(
+        status="ok" if len(usable) == len(servers) else "degraded" if usable else "down",
+        reason="; ".join(reasons) or None,
+        servers=len(servers),
+        usable=len(usable),
+    )
+
+
+@dataclass(slots=True)
+class _Remembered(Generic[Value]):
+    """The latest answer of `ask`, which never runs twice at a time."""
+
+    ask: Callable[[], Awaitable[Value]]
+    fresh_seconds: float
+    _value: Value | None = None
+    _asked_at: float = 0.0
+    _asking: "asyncio.Future[Value] | None" = None
+
+    async def fresh(self) -> Value:
+        if self._value is not None and monotonic() - self._asked_at < self.fresh_seconds:
+            return self._value
+        return await asyncio.shield(self._begin())
+
+    async def latest(self) -> Value:
+        """What was known last, asked for anew behind it; waits only when nothing is known."""
+        if self._value is None:
+            return await self.fresh()
+        if monotonic() - self._asked_at >= self.fresh_seconds:
+            self._begin()
+        return self._value
+
+    def _begin(self) -> "asyncio.Future[Value]":
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._ask())
+        return self._asking
+
+    async def _ask(self) -> Value:
+        try:
+            self._value = await self.ask()
+            self._asked_at = monotonic()
+            return self._value
+        finally:
+            self._asking = None
+
+
+def _milliseconds_since(started: float) -> float:
+    return round((perf_counter() - started) * 1000, 2)
+
+
+async def _health(request: Request) -> Health:
+    health: Health = request.app.state.health
+    return health
+
+
+HealthDep = Annotated[Health, Depends(_health)]
+
+
+@router.get("/health")
+async def report_health(health: HealthDep, response: Response) -> HealthReply:
+    """Every part, and the worst of them; 503 only when nothing can be answered."""
+    report = await health.report()
+    if report.status == "down":
+        response.status_code = 503
+    return report
+
+
+@router.get("/health/live")
+async def report_liveness() -> Liveness:
+    """The process runs. Restart it when this does not answer."""
+    return Liveness()
+
+
+@router.get("/health/ready", responses={503: {"model": Readiness}})
+async def report_readiness(health: HealthDep, response: Response) -> Readiness:
+    """Send requests here only while this says 200."""
+    readiness = await health.readiness()
+    if not readiness.ready:
+        response.status_code = 503
+    return readiness

@@ -1,0 +1,426 @@
+"""The wire: what requests may hold and what replies hold. Nothing else stands in this file."""
+
+import math
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self, cast
+from uuid import UUID
+
+from fastapi import UploadFile
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+MAX_NAME_CHARS = 100
+MAX_COLLECTIONS = 50
+MAX_MESSAGES = 200
+MAX_FILTER_FIELDS = 50
+DEFAULT_COLLECTION = "default"
+
+
+class Wire(BaseModel):
+    """A body that says no to what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a NUL character cannot be stored or searched")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("there is nothing in it but white space")
+    return text
+
+
+def _check_values(value: object) -> None:
+    match value:
+        case str():
+            _storable(value)
+        case float() if not math.isfinite(value):
+            raise ValueError("numbers must be finite")
+        case list() | tuple() | dict():
+            items = cast("Iterable[object]", value)
+            for item in items:
+                _check_values(item)
+            if isinstance(value, dict):
+                _check_values(list(cast("dict[str, object]", value).values()))
+        case _:
+            pass
+
+
+def _storable_values(values: dict[str, Any]) -> dict[str, Any]:
+    _check_values(values)
+    return values
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+Question = Annotated[Text, AfterValidator(_not_blank), Field(min_length=1)]
+CollectionName = Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+Values = Annotated[dict[str, Any], AfterValidator(_storable_values)]
+Filters = Annotated[
+    Values,
+    Field(
+        max_length=MAX_FILTER_FIELDS,
+        description="Metadata equality, `$in` and ranges (`$gt`, `$gte`, `$lt`, `$lte`).",
+        examples=[{"year": {"$gte": 2024}, "team": {"$in": ["sales", "support"]}}],
+    ),
+]
+Milliseconds = Annotated[float, Field(ge=0, examples=[12.4])]
+
+
+class InCollections(Wire):
+    """Where to look: `collection`, or several as `collections`; by default `default`."""
+
+    collection: CollectionName | None = None
+    collections: (
+        Annotated[list[CollectionName], Field(min_length=1, max_length=MAX_COLLECTIONS)] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        if self.collection is not None and self.collections is not None:
+            raise ValueError("give collection or collections, not both")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        if self.collections is not None:
+            return tuple(dict.fromkeys(self.collections))
+        return (self.collection or DEFAULT_COLLECTION,)
+
+
+# --- collections and documents --------------------------------------------------------------------
+
+
+class NewCollection(Wire):
+    name: CollectionName = Field(examples=["handbook"])
+
+
+class CollectionInfo(BaseModel):
+    name: str
+    embedding_model: str
+    documents: int
+    chunks: int
+    created_at: datetime
+
+
+class CollectionList(BaseModel):
+    collections: list[CollectionInfo]
+
+
+class Removal(BaseModel):
+    """What a deletion removed. `bytes` counts originals that nothing else needs."""
+
+    documents: int
+    chunks: int
+    vectors: int
+    bytes: int
+
+
+class UploadForm(Wire):
+    file: UploadFile
+    collection: CollectionName = DEFAULT_COLLECTION
+    metadata: Annotated[
+        Text | None, Field(description="A JSON object.", examples=['{"year": 2025}'])
+    ] = None
+    groups: Annotated[
+        list[Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS)]],
+        Field(description="Access groups that may see it; none: the whole tenant.", max_length=100),
+    ] = Field(default=[])
+
+
+DocumentStatus = Literal["queued", "processing", "ready", "failed"]
+
+
+class Accepted(BaseModel):
+    document_id: UUID
+    job_id: int | None
+    status: DocumentStatus
+
+
+class DocumentInfo(BaseModel):
+    """`reason` says why a document failed; `version` counts the versions that came to serve."""
+
+    id: UUID
+    collection: str
+    title: str
+    uri: str
+    media_type: str
+    size_bytes: int
+    status: DocumentStatus
+    reason: str | None
+    warnings: list[str]
+    chunks: int
+    pages: int | None
+    version: int | None
+    metadata: dict[str, Any]
+    groups: list[str]
+    job_id: int | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class DocumentQuery(Wire):
+    collection: CollectionName | None = None
+    status: DocumentStatus | None = None
+    limit: Annotated[int, Field(ge=1)] = 50
+    cursor: Annotated[Text, Field(max_length=500)] | None = None
+
+
+class DocumentPage(BaseModel):
+    """`next_cursor` is null on the last page."""
+
+    documents: list[DocumentInfo]
+    next_cursor: str | None
+
+
+class JobInfo(BaseModel):
+    """How far a document's processing is; `attempts` counts those that have begun."""
+
+    id: int
+    status: DocumentStatus
+    document_id: UUID
+    attempts: int
+    reason: str | None
+
+
+# --- search ---------------------------------------------------------------------------------------
+
+
+class SearchBody(InCollections):
+    query: Question = Field(examples=["How are incidents escalated?"])
+    limit: Annotated[int, Field(strict=True, ge=1)] = 10
+    mode: Literal["hybrid", "vector", "keyword"] = "hybrid"
+    rerank: StrictBool = False
+    filters: Filters = {}
+    explain: StrictBool = False
+
+
+class HitInfo(BaseModel):
+    """A passage; `start` and `end` are character offsets in the document's parsed text."""
+
+    chunk_id: int
+    document_id: UUID
+    collection: str
+    title: str
+    uri: str
+    text: str
+    heading: tuple[str, ...]
+    page: int | None
+    start: int
+    end: int
+    score: float
+    explanation: dict[str, Any] | None = None
+
+
+class SearchReply(BaseModel):
+    """Hits in descending score, ties by `chunk_id`."""
+
+    hits: list[HitInfo]
+    took_ms: Milliseconds
+    cache: dict[str, str]
+    explanation: dict[str, Any] | None = None
+
+
+# --- chat -----------------------------------------------------------------------------------------
+
+
+class ChatMessage(Wire):
+    role: Literal["user", "assistant"]
+    content: Question
+
+
+class ChatBody(InCollections):
+    """A `question`, or `messages` of which the last is the question."""
+
+    question: Question | None = Field(default=None, examples=["Who approves travel?"])
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = (
+        None
+    )
+    conversation_id: UUID | None = None
+    stream: StrictBool = False
+    model: Annotated[Text, Field(min_length=1, max_length=200)] = "auto"
+    tier: Literal["realtime", "interactive", "orchestration"] = "interactive"
+    filters: Filters = {}
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if (self.question is None) == (self.messages is None):
+            raise ValueError("give either question or messages")
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError("the last of messages must be the user's")
+        if self.messages is not None and self.conversation_id is not None:
+            raise ValueError("a conversation brings its own history: give question, not messages")
+        return self
+
+
+class CitationInfo(BaseModel):
+    """`quote` is the exact text of the document at `start:end`."""
+
+    marker: int
+    chunk_id: int
+    document_id: UUID
+    title: str
+    uri: str
+    page: int | None
+    start: int
+    end: int
+    quote: str
+
+
+class SentenceInfo(BaseModel):
+    text: str
+    markers: tuple[int, ...]
+    supported: bool
+
+
+class UsageInfo(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class ChatReply(BaseModel):
+    """`grounded`: every sentence is borne out by a source that it cites.
+
+    `declined` says that the documents do not hold the answer. `notice` says in words what was
+    degraded, for example that no model is configured.
+    """
+
+    answer: str
+    citations: list[CitationInfo]
+    sentences: list[SentenceInfo]
+    grounded: bool
+    mode: Literal["generated", "extractive", "declined"]
+    model: str | None
+    notice: str | None
+    conversation_id: UUID
+    message_id: UUID | None = Field(description="What feedback refers to.")
+    cache: dict[str, str]
+    usage: UsageInfo
+    took_ms: Milliseconds
+
+
+class SourcesEvent(BaseModel):
+    """The passages that the answer may cite; marker n is `hits[n - 1]`."""
+
+    hits: list[HitInfo]
+
+
+class TokenEvent(BaseModel):
+    text: str
+
+
+class MessageInfo(BaseModel):
+    id: UUID
+    role: Literal["user", "assistant"]
+    content: str
+    answer: dict[str, Any] | None
+    created_at: datetime
+
+
+class ConversationInfo(BaseModel):
+    id: UUID
+    created_at: datetime
+    messages: list[MessageInfo]
+
+
+class ConversationRemoval(BaseModel):
+    messages: int
+
+
+class FeedbackBody(Wire):
+    message_id: UUID
+    rating: Annotated[Literal[-1, 1], Field(description="-1 or 1")]
+    comment: Annotated[Text, Field(max_length=4000)] | None = None
+
+
+class FeedbackReply(BaseModel):
+    id: UUID
+
+
+# --- problems and operation -----------------------------------------------------------------------
+
+
+class FieldProblem(BaseModel):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457; `hint` says what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str
+    request_id: str | None
+    fields: list[FieldProblem] | None = None
+
+
+CheckStatus = Literal["ok", "degraded", "down", "off"]
+
+
+class Check(BaseModel):
+    """One part; `reason` says in words what is wrong with it."""
+
+    status: CheckStatus
+    reason: str | None = None
+
+
+class DatabaseCheck(Check):
+    hint: str | None = None
+    latency_ms: Milliseconds | None = None
+
+
+class RedisCheck(Check):
+    """`kind` is `external`, or what the embedded one is; `in-process` where there is none."""
+
+    kind: str
+    latency_ms: Milliseconds | None = None
+
+
+class ModelServersCheck(Check):
+    servers: int = 0
+    usable: int = 0
+
+
+class EmbeddingCheck(Check):
+    model: str
+    runtime: str
+    dimensions: int
+
+
+class QueueCheck(Check):
+    """Documents that wait and are worked on, and the workers that are alive."""
+
+    queued: int | None = None
+    processing: int | None = None
+    oldest_seconds: float | None = None
+    workers: int | None = None
+
+
+class Checks(BaseModel):
+    database: DatabaseCheck
+    redis: RedisCheck
+    ollama: ModelServersCheck
+    embedding: EmbeddingCheck
+    queue: QueueCheck
+
+
+class HealthReply(BaseModel):
+    status: Literal["ok", "degraded", "down"]
+    checks: Checks
+    version: str
+
+
+class Readiness(BaseModel):
+    ready: bool
+    reason: str | None = None
+
+
+class Liveness(BaseModel):
+    alive: Literal[True] = True

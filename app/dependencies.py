@@ -1,0 +1,68 @@
+"""What routes and pages ask for, each by an annotated name."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.access import Caller
+from app.answering.base import Answerer
+from app.config import Settings
+from app.conversations.memory import Memory
+from app.documents.library import Library
+from app.errors import Unauthenticated
+from app.resources import Resources
+from app.search.base import Searcher
+
+# All of these are coroutines, because FastAPI sends plain functions through a thread.
+
+
+async def _resources(request: Request) -> Resources:
+    resources: Resources = request.app.state.resources
+    return resources
+
+
+async def _visitor(request: Request) -> Caller | None:
+    caller: Caller | None = request.state.caller
+    return caller
+
+
+async def _caller(visitor: Annotated[Caller | None, Depends(_visitor)]) -> Caller:
+    if visitor is None:
+        raise Unauthenticated()
+    return visitor
+
+
+ResourcesDep = Annotated[Resources, Depends(_resources)]
+
+
+async def _settings(resources: ResourcesDep) -> Settings:
+    return resources.settings
+
+
+async def _library(resources: ResourcesDep) -> Library:
+    return resources.library
+
+
+async def _searcher(resources: ResourcesDep) -> Searcher:
+    return resources.searcher
+
+
+async def _answerer(resources: ResourcesDep) -> Answerer:
+    return resources.answerer
+
+
+async def _memory(resources: ResourcesDep) -> Memory:
+    return resources.memory
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]
+"""Who calls; the doors have already checked the key and its scopes."""
+
+VisitorDep = Annotated[Caller | None, Depends(_visitor)]
+"""For pages: the local owner, or None where the service asks for keys."""
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+LibraryDep = Annotated[Library, Depends(_library)]
+SearcherDep = Annotated[Searcher, Depends(_searcher)]
+AnswererDep = Annotated[Answerer, Depends(_answerer)]
+MemoryDep = Annotated[Memory, Depends(_memory)]

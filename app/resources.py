@@ -1,0 +1,193 @@
+"""Opens, wires and closes everything the service stands on: the only wiring place."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.access import KeyRing
+from app.answering.answerer import GroundedAnswerer
+from app.answering.base import Answerer
+from app.config import Settings
+from app.conversations.memory import Memory
+from app.db.schema import check_database
+from app.db.session import Sessions, open_engine, open_sessions
+from app.documents.library import Library
+from app.embedding.loading import open_embedder, usable_cores
+from app.embedding.query import QueryEmbedder
+from app.errors import DatabaseUnavailable, FootnoteError, StartupError
+from app.jobs import Jobs
+from app.llm.pool import GenerationPool
+from app.llm.registry import open_chat_model
+from app.search.base import Searcher
+from app.search.hybrid import HybridSearcher
+
+RETRY_DATABASE_SECONDS = 1.0
+UPLOADS_AT_ONCE = 4
+
+log = structlog.get_logger(__name__)
+
+
+class DatabaseWatch:
+    """Whether the database fits, asked until it does; `problem` says what is wrong until then."""
+
+    def __init__(self, settings: Settings, engine: AsyncEngine, keyring: KeyRing) -> None:
+        self.problem: FootnoteError | None = DatabaseUnavailable(
+            "The database was not reached yet."
+        )
+        self._settings = settings
+        self._engine = engine
+        self._keyring = keyring
+
+    async def check(self) -> None:
+        """Raises DatabaseUnavailable, or StartupError for what waiting does not heal."""
+        try:
+            await check_database(self._engine)
+            if self._settings.auth_required and not await self._keyring.any_usable():
+                raise StartupError(
+                    "The service asks for API keys, and there is none.",
+                    hint="Make one with `footnote keys create NAME --scope read`, then start again.",
+                )
+        except FootnoteError as error:
+            self.problem = error
+            raise
+        self.problem = None
+
+    async def retry(self) -> None:
+        """Check until it fits. By now the service runs, so nothing stops it any more."""
+        while self.problem is not None:
+            await asyncio.sleep(RETRY_DATABASE_SECONDS)
+            try:
+                await self.check()
+            except FootnoteError as error:
+                log.info("database_not_ready", reason=error.detail)
+        log.info("database_ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """`redis` is None where there is no server; `redis_kind` says what stands in its place."""
+
+    settings: Settings
+    engine: AsyncEngine
+    monitor: AsyncEngine
+    sessions: Sessions
+    database: DatabaseWatch
+    redis: Redis | None
+    redis_kind: str
+    keyring: KeyRing
+    jobs: Jobs
+    library: Library
+    query_embedder: QueryEmbedder
+    searcher: Searcher
+    chat_model: GenerationPool | None
+    answerer: Answerer
+    memory: Memory
+    upload_turns: asyncio.Semaphore
+
+
+@asynccontextmanager
+async def open_resources(
+    settings: Settings, *, redis_kind: str = "external"
+) -> AsyncGenerator[Resources]:
+    """Everything, closed again at the end in the opposite order.
+
+    The settings name the database and Redis, embedded ones too. A database that is away does not
+    keep the service from starting; it is asked again in the background. Raises StartupError when
+    it does not fit or the model cannot be loaded.
+    """
+    if settings.database_url is None:
+        raise StartupError(
+            "There is no database.", hint="Start it with `footnote serve`, or set its URL."
+        )
+    database_url = settings.database_url.get_secret_value()
+    async with AsyncExitStack() as stack:
+        engine = open_engine(settings, database_url)
+        stack.push_async_callback(engine.dispose)
+        # A connection of its own, so that a busy pool is not mistaken for a dead database.
+        monitor = open_engine(settings, database_url, pool_size=1)
+        stack.push_async_callback(monitor.dispose)
+        sessions = open_sessions(engine)
+        keyring = KeyRing(sessions)
+        database = DatabaseWatch(settings, engine, keyring)
+        await _meet_database(database, stack)
+
+        redis = open_redis(settings)
+        if redis is not None:
+            stack.push_async_callback(redis.aclose)
+        query_embedder = await _open_query_embedder(settings)
+        stack.callback(query_embedder.close)
+        jobs = Jobs(database_url, timeout_seconds=settings.database_timeout_seconds)
+        await jobs.open()
+        stack.push_async_callback(jobs.close)
+        chat_model = open_chat_model(settings)
+        if chat_model is not None:
+            stack.push_async_callback(chat_model.close)
+        searcher = HybridSearcher(engine, query_embedder, settings)
+
+        yield Resources(
+            settings=settings,
+            engine=engine,
+            monitor=monitor,
+            sessions=sessions,
+            database=database,
+            redis=redis,
+            redis_kind=redis_kind if redis is not None else "in-process",
+            keyring=keyring,
+            jobs=jobs,
+            library=Library(sessions, jobs, settings, query_embedder.embedder),
+            query_embedder=query_embedder,
+            searcher=searcher,
+            chat_model=chat_model,
+            answerer=GroundedAnswerer(searcher, query_embedder, chat_model, settings),
+            memory=Memory(
+                sessions,
+                history_turns=settings.history_turns,
+                history_chars=settings.history_chars,
+            ),
+            upload_turns=asyncio.Semaphore(UPLOADS_AT_ONCE),
+        )
+
+
+def open_redis(settings: Settings) -> Redis | None:
+    """A client that gives up at once: whoever uses Redis here can do without it."""
+    if settings.redis_url is None:
+        return None
+    return Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_timeout=settings.redis_timeout_seconds,
+        socket_connect_timeout=settings.redis_timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+    )
+
+
+async def _meet_database(database: DatabaseWatch, stack: AsyncExitStack) -> None:
+    try:
+        await database.check()
+    except DatabaseUnavailable as error:
+        log.warning("database_away", reason=error.detail)
+        retrying = asyncio.create_task(database.retry())
+        stack.push_async_callback(_cancel, retrying)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def _open_query_embedder(settings: Settings) -> QueryEmbedder:
+    threads = settings.embedding_threads
+    try:
+        embedder = await asyncio.to_thread(
+            open_embedder, settings, threads=max(1, usable_cores() // threads)
+        )
+    except FootnoteError as error:
+        raise StartupError(error.detail, hint=error.hint) from error
+    return QueryEmbedder(embedder, threads=threads, waiters=settings.embedding_waiters)

@@ -1,0 +1,118 @@
+"""Opens the configured embedding model on the runtime that suits it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import structlog
+
+import app
+from app.config import Settings
+from app.embedding.base import Embedder
+from app.embedding.model_folder import locate_model, model_digest
+from app.embedding.onnx import OnnxEmbedder
+from app.embedding.sentence_transformer import SentenceTransformerEmbedder
+from app.errors import EmbeddingUnavailable
+from app.telemetry import DEGRADED
+
+EXPORT_FORMAT = "onnx-1"
+"""Changes with what an export holds, so that no version reads what another one wrote."""
+
+EXPORT_TIMEOUT_SECONDS = 900.0
+
+log = structlog.get_logger(__name__)
+
+
+class _NoExport(Exception):
+    """The model cannot run on onnxruntime here; the message says why."""
+
+
+def open_embedder(settings: Settings, *, threads: int | None = None) -> Embedder:
+    """The configured model, loaded. Slow the first time a model is seen: it is exported then.
+
+    `threads` bounds the cores that one call of `embed` uses (default: all that this process may).
+    Raises EmbeddingUnavailable when the model is not there or cannot be loaded.
+    """
+    name = settings.embedding_model
+    folder = locate_model(name)
+    digest = model_digest(folder)
+    if settings.embedding_runtime != "torch":
+        try:
+            embedder = _open_exported(settings, folder, digest, threads or usable_cores())
+        except _NoExport as reason:
+            if settings.embedding_runtime == "onnx":
+                raise EmbeddingUnavailable(
+                    f"The embedding model {name} cannot run on onnxruntime: {reason}.",
+                    hint="Set FOOTNOTE_EMBEDDING_RUNTIME=auto to let torch run it.",
+                ) from reason
+            log.warning("embedding_runs_on_torch", model=name, reason=str(reason))
+            DEGRADED.labels("embedding").set(1)
+        else:
+            DEGRADED.labels("embedding").set(0)
+            return embedder
+    return SentenceTransformerEmbedder(folder, name=name, digest=digest)
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: its affinity, and the quota of its container."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
+
+
+def _open_exported(settings: Settings, folder: Path, digest: str, threads: int) -> OnnxEmbedder:
+    target = settings.model_cache / digest / EXPORT_FORMAT
+    if target.is_dir():
+        try:
+            return _open(settings, target, digest, threads)
+        except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
+            log.warning("embedding_export_damaged", path=str(target), reason=str(error))
+            shutil.rmtree(target, ignore_errors=True)
+    log.info("embedding_export_started", model=settings.embedding_model)
+    _export(folder, target)
+    try:
+        return _open(settings, target, digest, threads)
+    except Exception as error:
+        raise _NoExport(f"its export cannot be opened: {error}") from error
+
+
+def _open(settings: Settings, target: Path, digest: str, threads: int) -> OnnxEmbedder:
+    return OnnxEmbedder(
+        target,
+        name=settings.embedding_model,
+        digest=digest,
+        threads=threads,
+        batch_tokens=settings.embedding_batch_tokens,
+    )
+
+
+def _export(folder: Path, target: Path) -> None:
+    """Export in a child process: the memory of torch goes with it, and so does a crash in it."""
+    command = [sys.executable, "-P", "-m", "app.embedding.onnx_export", str(folder), str(target)]
+    # The child must find this very package, whatever lies in the working directory.
+    path = [str(Path(app.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter, and paths that are no options
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=EXPORT_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _NoExport(f"its export did not finish: {error}") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise _NoExport(lines[-1])

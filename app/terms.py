@@ -9,6 +9,7 @@ import threading
 import unicodedata
 from collections.abc import Callable
 from itertools import chain
+from string import ascii_lowercase
 from typing import Any
 
 import Stemmer
@@ -24,43 +25,20 @@ MAX_TERM_CHARS = 64
 
 _CACHED_TOKENS = 100_000
 
+# Words of grammar, not of subject. They would be the longest postings and say the least.
 _STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "but",
-        "by",
-        "for",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "such",
-        "that",
-        "the",
-        "their",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "was",
-        "will",
-        "with",
-    ]
+    """
+    a about above after again against all am an and any are as at be because been before being
+    below between both but by can could did do does doing down during each few for from further
+    had has have having he her here hers herself him himself his how i if in into is it its itself
+    just me more most my myself no nor not now of off on once only or other our ours ourselves out
+    over own same she should so some such than that the their theirs them themselves then there
+    these they this those through to too under until up very was we were what when where which
+    while who whom why will with would you your yours yourself yourselves
+    """.split()  # noqa: SIM905 - a paragraph reads better than 130 lines
 )
+_SINGLE_LETTERS = frozenset(ascii_lowercase)
+_CONTRACTED_ENDINGS = frozenset(["s", "m", "re", "ve", "ll", "d"])
 
 _ALGORITHMS = frozenset[str](_snowball.algorithms())
 
@@ -78,17 +56,24 @@ _UNSPACED = re.compile(
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_IDENTIFIER = re.compile(r"[^\W_]_+[^\W_]|\d[.\-]|[.\-]\d|[^\W\d_]\.[^\W\d_]")
+# ERR_CONN_RESET; v2.3.1 and CVE-2024-1; os.path; e-mail
+_IDENTIFIER = re.compile(
+    r"[^\W_]_+[^\W_]|\d[.\-]|[.\-]\d|[^\W\d_]{2}\.[^\W\d_]{2}"
+    r"|(?:^|-)[^\W\d_]-|-[^\W\d_](?:$|-)"
+)
 _SYMBOLIC = re.compile(r"[a-z](?:\+\+|#)")
 
 
 def extract_terms(text: str, language: str = "english") -> list[str]:
     """The terms of a text in its order, repeated as often as they occur.
 
-    `language` is Snowball's name of it; unknown names, like `simple`, mean no stemming. Stop words
-    are left out. An identifier gives itself whole and its parts; a run of Chinese, Japanese,
-    Korean or Thai gives its pairs of characters. No term is longer than `MAX_TERM_CHARS`.
+    `language` is Snowball's name of it; unknown names, like `simple`, mean no stemming. English
+    stop words and single letters are left out, but not acronyms such as IT and WHO. An identifier
+    gives itself whole and its parts; a run of Chinese, Japanese, Korean or Thai gives its pairs of
+    characters. No term is longer than `MAX_TERM_CHARS`.
     """
+    if text.isupper():
+        text = text.casefold()  # in a text of capitals they say nothing
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     tokens: list[str] = _TOKEN.findall(text)
@@ -143,12 +128,23 @@ class _Vocabulary(dict[str, tuple[str, ...]]):
         return terms + (self._word(word[position:]) if position < len(word) else [])
 
     def _stemmed(self, word: str) -> str:
-        word = word[:MAX_TERM_CHARS].casefold().replace("’", "'")
+        """The term of a word, empty for a word that is none."""
+        word = word[:MAX_TERM_CHARS]
+        is_acronym = len(word) > 1 and word.isupper()
+        word = word.casefold().replace("’", "'")
         if self._is_english:
-            word = _without_accents(word)
-            if word in _STOP_WORDS:
+            word = _without_ending(_without_accents(word))
+            if word in _SINGLE_LETTERS or (word in _STOP_WORDS and not is_acronym):
                 return ""
         return self._stem(word)[:MAX_TERM_CHARS]
+
+
+def _without_ending(word: str) -> str:
+    """`it's` as `it`; nothing is left of `don't`."""
+    head, _, ending = word.partition("'")
+    if ending in _CONTRACTED_ENDINGS:
+        return head
+    return "" if word.endswith("n't") else word
 
 
 def _without_accents(word: str) -> str:

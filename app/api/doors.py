@@ -16,16 +16,17 @@ from starlette.types import Scope as AsgiScope
 
 from app import access
 
-Asks = access.Scope | Literal["any key", "nobody"]
+Asks = access.Scope | Literal["visitor", "any key", "nobody"]
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
     """One method of one path.
 
-    `asks` is the scope that the key needs; "nobody" is not even asked for one. `limit` names the
-    rate limit, `body` the size limit. `patient` is for replies that take as long as they take:
-    a model writing, a file arriving, events following a job.
+    `asks` is the scope that the key needs. A "visitor" may come without a key and sees nothing of
+    anybody's then; "nobody" is not even asked for one. `limit` names the rate limit, `body` the
+    size limit. `patient` is for replies that take as long as they take: a model writing, a file
+    arriving, events following a job.
     """
 
     method: str
@@ -57,6 +58,10 @@ DOORS = (
     Door("GET", "/api/conversations/{conversation_id}", "read"),
     Door("DELETE", "/api/conversations/{conversation_id}", "read"),
     Door("POST", "/api/feedback", "read"),
+    Door("GET", "/", "visitor"),
+    Door("POST", "/", "read", patient=True),
+    Door("GET", "/documents/{document_id}", "visitor"),
+    Door("GET", "/static/{name}", "nobody"),
 )
 
 UNKNOWN = Door("*", "unmatched", "any key")

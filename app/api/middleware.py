@@ -21,6 +21,7 @@ from app.api.rate_limit import RateLimits, who_calls
 from app.config import LOOPBACK_HOSTS, Settings
 from app.errors import (
     BodyTooLarge,
+    DatabaseUnavailable,
     Forbidden,
     MalformedRequest,
     Overloaded,
@@ -160,6 +161,8 @@ class AccessControl:
         try:
             token = _token(Headers(scope=scope))
             if token is None and self.auth_required:
+                if asks == "visitor":
+                    return None
                 raise Unauthenticated()
             caller = (
                 LOCAL_OWNER
@@ -171,9 +174,10 @@ class AccessControl:
             limits: RateLimits = scope["app"].state.rate_limits
             await limits.take("requests", who_calls(scope))
             raise
-        if asks != "any key" and asks not in caller.scopes:
+        needed = "read" if asks == "visitor" else asks
+        if needed != "any key" and needed not in caller.scopes:
             raise Forbidden(
-                f"This needs the scope `{asks}`; the key has "
+                f"This needs the scope `{needed}`; the key has "
                 f"{', '.join(f'`{one}`' for one in sorted(caller.scopes))}."
             )
         return caller
@@ -204,6 +208,9 @@ class Admission:
         if scope["type"] != "http" or door_of(scope).limit is None:
             await self.app(scope, receive, send)
             return
+        problem = scope["app"].state.resources.database.problem
+        if problem is not None and door_of(scope).asks != "visitor":
+            raise DatabaseUnavailable(problem.detail, hint=problem.hint)
         if self.places <= 0:
             raise Overloaded("Too many requests are waiting already.")
         self.places -= 1

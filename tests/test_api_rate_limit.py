@@ -1,0 +1,150 @@
+"""Limits hold with Redis, without it, and while it hangs."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from app.api import rate_limit
+from app.api.rate_limit import RateLimits, TooMany
+from app.cache.embedded import EmbeddedRedis
+from app.config import Settings
+from app.errors import StartupError
+from app.resources import open_redis
+from tests.doubles.redis_proxy import RedisProxy
+
+
+@pytest.fixture
+async def redis(settings: Settings, tmp_path: Path) -> AsyncIterator[Redis]:
+    server = EmbeddedRedis(tmp_path)
+    url = server.start()
+    assert url is not None, "the development environment brings a Redis along"
+    async with client_of(settings, url) as client:
+        yield client
+    server.stop()
+
+
+@asynccontextmanager
+async def client_of(settings: Settings, url: str) -> AsyncIterator[Redis]:
+    client = open_redis(settings.model_copy(update={"redis_url": SecretStr(url)}))
+    assert client is not None
+    yield client
+    await client.aclose()
+
+
+def limits(settings: Settings, redis: Redis | None, **changes: Any) -> RateLimits:
+    return RateLimits(settings.model_copy(update=changes), redis)
+
+
+def is_degraded() -> bool:
+    return REGISTRY.get_sample_value("footnote_degraded", {"part": "rate_limit"}) == 1
+
+
+async def test_one_too_many_is_refused_and_told_when_to_come_back(settings: Settings) -> None:
+    local = limits(settings, None, rate_limit="3/minute")
+
+    left = [(await local.take("requests", "key:a")).remaining for _ in range(3)]
+    with pytest.raises(TooMany) as refused:
+        await local.take("requests", "key:a")
+
+    assert left == [2, 1, 0]
+    assert refused.value.status == 429
+    headers = refused.value.headers
+    assert headers["X-RateLimit-Limit"] == "3"
+    assert headers["X-RateLimit-Remaining"] == "0"
+    assert 0 < int(headers["X-RateLimit-Reset"]) - time.time() <= 61
+    assert 1 <= int(headers["Retry-After"]) <= 60
+    # Somebody else, and another kind of call, are not concerned.
+    assert (await local.take("requests", "key:b")).remaining == 2
+    assert (await local.take("uploads", "key:a")).remaining == 5999
+
+
+async def test_a_window_ends(settings: Settings) -> None:
+    local = limits(settings, None, rate_limit="1/second")
+    await local.take("requests", "key:a")
+    with pytest.raises(TooMany):
+        await local.take("requests", "key:a")
+    await asyncio.sleep(1.1)
+    await local.take("requests", "key:a")
+
+
+async def test_the_tightest_of_several_limits_is_told(settings: Settings) -> None:
+    local = limits(settings, None, rate_limit="2/second;100/minute")
+    assert (await local.take("requests", "key:a")).limit == 2
+    await local.take("requests", "key:a")
+    with pytest.raises(TooMany, match="limit of 2"):
+        await local.take("requests", "key:a")
+
+
+async def test_processes_share_one_count_in_redis(settings: Settings, redis: Redis) -> None:
+    one = limits(settings, redis, rate_limit="10/minute")
+    other = limits(settings, redis, rate_limit="10/minute")
+
+    allowed = await asyncio.gather(
+        *(each.take("requests", "key:a") for each in (one, other) for _ in range(10)),
+        return_exceptions=True,
+    )
+
+    assert sum(isinstance(each, TooMany) for each in allowed) == 10
+    left = sorted(each.remaining for each in allowed if isinstance(each, rate_limit.Allowance))
+    assert left == list(range(10))
+    resets = {each.reset_at for each in allowed if isinstance(each, rate_limit.Allowance)}
+    assert max(resets) - min(resets) < 2
+
+
+async def test_a_redis_that_hangs_costs_one_request_its_timeout(settings: Settings) -> None:
+    async with RedisProxy() as hanging, client_of(settings, hanging.url) as client:
+        hung = limits(settings, client, rate_limit="3/minute")
+
+        took_ms: list[float] = []
+        for _ in range(3):
+            started = time.perf_counter()
+            await hung.take("requests", "key:a")
+            took_ms.append((time.perf_counter() - started) * 1000)
+        with pytest.raises(TooMany):
+            await hung.take("requests", "key:a")
+
+        assert took_ms[0] < 100
+        assert max(took_ms[1:]) < 20
+        assert hanging.connections_count == 1
+        assert is_degraded()
+
+
+async def test_one_request_alone_tries_whether_redis_is_back(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limit, "RETRY_REDIS_SECONDS", 0.3)
+    path = redis.connection_pool.connection_kwargs["path"]
+    async with RedisProxy(path) as proxy, client_of(settings, proxy.url) as client:
+        counted = limits(settings, client, rate_limit="100/minute")
+        await counted.take("requests", "key:a")
+        proxy.hangs = True
+        await counted.take("requests", "key:a")
+        assert is_degraded()
+
+        await asyncio.sleep(0.35)
+        before = proxy.connections_count
+        await asyncio.gather(*(counted.take("requests", "key:a") for _ in range(20)))
+        assert proxy.connections_count == before + 1
+
+        proxy.hangs = False
+        proxy.cut()
+        await asyncio.sleep(0.35)
+        back = await counted.take("requests", "key:a")
+        assert not is_degraded()
+        # In Redis stands the first call, and this one.
+        assert back.remaining == 98
+
+
+def test_a_limit_that_is_none_stops_the_start(settings: Settings) -> None:
+    with pytest.raises(StartupError, match="FOOTNOTE_RATE_LIMIT"):
+        limits(settings, None, rate_limit="often")
+    with pytest.raises(StartupError, match="FOOTNOTE_UPLOAD_RATE_LIMIT"):
+        limits(settings, None, upload_rate_limit="")

@@ -46,7 +46,7 @@ class StoredDocument:
     uri: str
     root: str | None
     blob_sha256: bytes | None
-    modified_ns: int | None
+    metadata: dict[str, Any]
     groups: Sequence[str]
     pending: dict[str, Any] | None
     status: DocumentStatus
@@ -73,11 +73,19 @@ class SourceState:
     root: str | None
     size_bytes: int
     modified_ns: int | None
-    blob_sha256: bytes | None
     status: DocumentStatus
     reason: str | None
     pipeline_digest: str | None
     version_id: int | None
+    version_blob_sha256: bytes | None
+    version_pipeline_digest: str | None
+
+    def serves(self, blob_sha256: bytes, pipeline_digest: str) -> bool:
+        """Whether the serving version was made of this original by this pipeline."""
+        return (
+            self.version_blob_sha256 == blob_sha256
+            and self.version_pipeline_digest == pipeline_digest
+        )
 
 
 # --- reading and locking --------------------------------------------------------------------------
@@ -239,7 +247,7 @@ _FIRST_VERSION_COLUMN = 12
 _LOCK = text("SELECT 1 FROM documents WHERE id = :document_id FOR UPDATE")
 _READ = text(
     """
-    SELECT d.id, d.tenant_id, d.collection_id, d.uri, d.root, d.blob_sha256, d.modified_ns,
+    SELECT d.id, d.tenant_id, d.collection_id, d.uri, d.root, d.blob_sha256, d.metadata,
       d.groups, d.pending, d.status, d.claim, d.job_id,
       v.id, v.number, v.blob_sha256, v.pipeline_digest, v.chunks_count, v.terms_count, v.terms,
       v.first_chunk_id, v.last_chunk_id
@@ -257,9 +265,10 @@ _CREATE = text(
 )
 _SOURCES = text(
     """
-    SELECT id, uri, root, size_bytes, modified_ns, blob_sha256, status, reason, pipeline_digest,
-      current_version_id
-    FROM documents WHERE collection_id = :collection_id AND starts_with(uri, :uri_prefix)
+    SELECT d.id, d.uri, d.root, d.size_bytes, d.modified_ns, d.status, d.reason,
+      d.pipeline_digest, v.id, v.blob_sha256, v.pipeline_digest
+    FROM documents AS d LEFT JOIN document_versions AS v ON v.id = d.current_version_id
+    WHERE d.collection_id = :collection_id AND starts_with(d.uri, :uri_prefix)
     """
 )
 _NOTE_UNCHANGED = text(

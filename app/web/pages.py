@@ -68,6 +68,10 @@ _TEMPLATES = Environment(
 )
 
 
+# With the stricter `no-referrer` a browser posts the form with `Origin: null`, which is refused.
+_PAGE_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "same-origin"}
+
+
 @router.get("/static/{name}")
 async def static(request: Request, name: str) -> Response:
     """Style and scripts; browsers ask each time whether theirs is still the newest."""
@@ -220,6 +224,4 @@ def _page(
         request_id=request_id.get(),
         **values,
     )
-    return HTMLResponse(
-        html, status_code=problem.status if problem else 200, headers={"Cache-Control": "no-store"}
-    )
+    return HTMLResponse(html, status_code=problem.status if problem else 200, headers=_PAGE_HEADERS)

@@ -193,8 +193,10 @@ def reading_of(document_id: UUID, excerpt: Excerpt, cited: tuple[int, int] | Non
     if start > 0 and 0 <= (first_line := text.find("\n", 0, _LEAD_CHARS // 2)):
         text, start = text[first_line + 1 :], start + first_line + 1
     place = f"/documents/{document_id}?at="
+    html = render_passage(text, [(cited[0] - start, cited[1] - start)] if cited else ())
     return Reading(
-        text=render_passage(text, [(cited[0] - start, cited[1] - start)] if cited else ()),
+        # The only such tag is the renderer's own; what the document holds of it is escaped.
+        text=Markup(str(html).replace("<mark>", '<mark id="cited">', 1)),  # noqa: S704
         earlier_href=f"{place}{max(0, start - EXCERPT_CHARS)}#text" if start > 0 else None,
         later_href=f"{place}{end}#text" if end < excerpt.total_chars else None,
     )

@@ -15,7 +15,10 @@ const placeOf = (source) => ({
   heading: (source.heading ?? []).filter((part) => part !== source.title).join(" › "),
   page: source.page ? `page ${source.page}` : "",
 });
-const hrefOf = ({ document_id, start, end }) => `/documents/${document_id}?start=${start}&end=${end}#passage`;
+const hrefOf = ({ document_id, start, end }) => `/documents/${document_id}?start=${start}&end=${end}#cited`;
+
+// The service counts characters, scripts count UTF-16 units.
+const units = (text, characters) => Array.from(text).slice(0, Math.max(0, characters)).join("").length;
 
 // One answer on the page, drawn again whenever more of it has come.
 class Exchange {
@@ -46,14 +49,15 @@ class Exchange {
     this.citations.push(citation);
     const hit = this.hits[citation.marker - 1] ?? citation;
     const notes = this.element.querySelector('[data-field="notes"]');
-    let note = notes.querySelector(`[data-marker="${citation.marker}"]`);
+    const id = `${this.name}-note-${citation.marker}`;
+    let note = byId(id);
     if (!note) {
       note = fill(copyOf("note"), { ...placeOf({ ...hit, ...citation }), back: String(citation.marker) });
-      note.id = `${this.name}-note-${citation.marker}`;
+      note.id = id;
       note.dataset.marker = citation.marker;
       link(note, "back", `#${this.name}-mark-${citation.marker}`);
       link(note, "title", hrefOf(citation));
-      note.querySelector('[data-field="back"]').setAttribute("aria-label", `Back to the text, footnote ${citation.marker}`);
+      note.querySelector('[data-field="back"]').setAttribute("aria-label", `Footnote ${citation.marker}, back to the text`);
       const after = [...notes.children].find((other) => Number(other.dataset.marker) > citation.marker);
       notes.insertBefore(note, after ?? null);
     }
@@ -63,7 +67,10 @@ class Exchange {
     quote.append(...quotes.map(whole));
     fill(note, { quote });
     if (hit.text) {
-      const highlights = quotes.map((other) => [other.start - hit.start, other.end - hit.start]);
+      const highlights = quotes.map((other) => [
+        units(hit.text, other.start - hit.start),
+        units(hit.text, other.end - hit.start),
+      ]);
       fill(note, { passage: renderMarkdown(hit.text, { highlights }) });
     }
     note.querySelector("details").hidden = !hit.text;

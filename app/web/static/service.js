@@ -24,13 +24,15 @@ async function problemOf(reply) {
 }
 
 export async function call(path, options = {}) {
+  if (keyNeeded && !sessionStorage.getItem(KEY)) await askForKey("");
   const key = sessionStorage.getItem(KEY);
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   const reply = await fetch(path, { ...options, headers }).catch((error) => {
     throw error.name === "AbortError" ? error : away(error);
   });
   if (reply.status === 401 && keyNeeded) {
-    await askForKey(key ? "This key is not accepted." : "");
+    sessionStorage.removeItem(KEY);
+    await askForKey("This key is not accepted.");
     return call(path, options);
   }
   if (!reply.ok) throw await problemOf(reply);
@@ -85,11 +87,38 @@ export async function* eventsOf(reply) {
   }
 }
 
+// Fetch a page of ours again, with the key, and take over one part of it. The server has escaped
+// what is in it, scripts in parsed documents do not run, and the page's policy forbids them anyway.
+export async function refetch(address, selector) {
+  const reply = await call(address, { headers: { Accept: "text/html" } });
+  const fetched = new DOMParser().parseFromString(await reply.text(), "text/html");
+  document.title = fetched.title;
+  const part = fetched.querySelector(selector);
+  document.querySelector(selector).replaceWith(part);
+  return { part, fetched };
+}
+
 export function prepareKey() {
   const forget = byId("forget-key");
   forget.hidden = !sessionStorage.getItem(KEY);
   forget.addEventListener("click", () => {
     sessionStorage.removeItem(KEY);
     location.reload();
+  });
+}
+
+// A link cannot send a key, so the script fetches what it leads to.
+export function prepareDownloads() {
+  document.addEventListener("click", async (event) => {
+    const link = event.target.closest("a[data-download]");
+    if (!link || !keyNeeded) return;
+    event.preventDefault();
+    const reply = await call(link.href);
+    const name = /filename\*=UTF-8''([^;]+)/i.exec(reply.headers.get("Content-Disposition") ?? "");
+    const saved = document.createElement("a");
+    saved.href = URL.createObjectURL(await reply.blob());
+    saved.download = name ? decodeURIComponent(name[1]) : "original";
+    saved.click();
+    URL.revokeObjectURL(saved.href);
   });
 }

@@ -10,7 +10,7 @@ import json
 import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -60,6 +60,8 @@ from app.jobs import Jobs, JobState
 
 UPLOAD_ROOT = "upload:///"
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+
+Found = TypeVar("Found")
 
 
 class Library:
@@ -223,10 +225,7 @@ class Library:
             rows = await connection.execute(
                 DOCUMENTS.where(*visible(caller), Document.id == document_id)
             )
-            row = rows.one_or_none()
-            if row is None:
-                raise _no_such_document()
-            return DocumentRecord(*row)
+            return DocumentRecord(*_found(rows.one_or_none()))
 
         return await in_transaction(self._begin, work)
 
@@ -239,10 +238,7 @@ class Library:
                 .join(Collection, Collection.id == Document.collection_id)
                 .where(*visible(caller), Document.id == document_id)
             )
-            row = rows.one_or_none()
-            if row is None:
-                raise _no_such_document()
-            uri, media_type, sha256 = row
+            uri, media_type, sha256 = _found(rows.one_or_none())
             content = await read_blob(connection, caller.tenant_id, sha256) if sha256 else None
             if content is None:
                 raise NotFound(
@@ -262,10 +258,7 @@ class Library:
             rows = await connection.execute(
                 parsed_text(start, end).where(*visible(caller), Document.id == document_id)
             )
-            row = rows.one_or_none()
-            if row is None:
-                raise _no_such_document()
-            text, total_chars = row
+            text, total_chars = _found(rows.one_or_none())
             return Excerpt(text, start, total_chars or 0) if text is not None else None
 
         return await in_transaction(self._begin, work)
@@ -279,12 +272,7 @@ class Library:
                 .join(Collection, Collection.id == Document.collection_id)
                 .where(*visible(caller), Document.id == document_id)
             )
-            removed = None
-            if rows.scalar() is not None:
-                removed = await delete_document(connection, document_id)
-            if removed is None:
-                raise _no_such_document()
-            return removed
+            return _found(await delete_document(connection, _found(rows.scalar())))
 
         return await in_transaction(self._begin, work)
 
@@ -394,8 +382,11 @@ def _collection_record(stored: StoredCollection) -> CollectionRecord:
     )
 
 
-def _no_such_document() -> NotFound:
-    return NotFound("There is no such document.")
+def _found(what: Found | None) -> Found:
+    """What a query found; raises NotFound when that is nothing."""
+    if what is None:
+        raise NotFound("There is no such document.")
+    return what
 
 
 def _sha256(content: bytes) -> bytes:

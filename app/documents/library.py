@@ -320,10 +320,13 @@ class Library:
     async def job(self, caller: Caller, job_id: int) -> JobState:
         """The state of a job on a document that the caller may see; else raises NotFound."""
         state = await self._jobs.status(job_id)
-        if state is None:
-            raise NotFound("There is no such job.")
-        await self.get(caller, state.document_id)
-        return state
+        try:
+            if state is not None:
+                await self.get(caller, state.document_id)
+                return state
+        except NotFound:
+            pass  # a job of somebody else is told from none at all by nothing
+        raise NotFound("There is no such job.")
 
     async def job_events(self, caller: Caller, job_id: int) -> AsyncIterator[JobState]:
         """The state of the job now, and whenever it changes; raises NotFound before the first."""

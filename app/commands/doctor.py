@@ -1,0 +1,195 @@
+"""`footnote doctor`: is everything there that the settings ask for?"""
+
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import httpx
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import create_engine, text
+
+from app.cache.embedded import MINIMUM_VERSION as MINIMUM_REDIS
+from app.cache.embedded import EmbeddedRedis
+from app.commands.output import console, plain, print_json
+from app.config import Settings
+from app.db.embedded import binaries
+from app.db.schema import ready_database
+from app.db.session import sqlalchemy_url
+from app.embedding.loading import open_embedder
+from app.errors import FootnoteError, StartupError
+from app.home import prepare_home
+from app.listening import base_url, is_footnote, open_listener
+from app.llm.registry import parse_instance
+
+MINIMUM_PYTHON = (3, 11)
+ASK_TIMEOUT_SECONDS = 5.0
+GIGABYTE = 1024**3
+
+Verdict = Literal["ok", "note", "problem"]
+STYLES: dict[Verdict, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    part: str
+    verdict: Verdict
+    words: str
+    hint: str = ""
+
+
+def examine(settings: Settings, *, as_json: bool) -> bool:
+    """Print what is found; whether all is well."""
+    findings = [finding for check in CHECKS for finding in _examined(check, settings)]
+    if as_json:
+        print_json({"checks": [asdict(finding) for finding in findings]})
+    else:
+        _show(findings)
+    return all(finding.verdict != "problem" for finding in findings)
+
+
+def _show(findings: list[Finding]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in findings:
+        words = Text(plain(finding.words))
+        if finding.hint:
+            words.append(f"\n→ {plain(finding.hint)}", "bold")
+        table.add_row(Text(finding.part), Text(finding.verdict, STYLES[finding.verdict]), words)
+    console().print(table)
+
+
+def _examined(
+    check: Callable[[Settings], Generator[Finding]], settings: Settings
+) -> Generator[Finding]:
+    part = check.__name__.strip("_").replace("_", " ")
+    try:
+        yield from check(settings)
+    except FootnoteError as error:
+        yield Finding(part, "problem", error.detail, error.hint)
+
+
+# --- the checks -----------------------------------------------------------------------------------
+
+
+def _python(_settings: Settings) -> Generator[Finding]:
+    recent = sys.version_info >= MINIMUM_PYTHON
+    words = f"{platform.python_version()} on {platform.platform(terse=True)}"
+    yield Finding(
+        "python",
+        "ok" if recent else "problem",
+        words,
+        "" if recent else "Footnote needs Python 3.11 or later.",
+    )
+
+
+def _home(settings: Settings) -> Generator[Finding]:
+    free_bytes = shutil.disk_usage(prepare_home(settings.home)).free
+    yield Finding(
+        "home",
+        "ok" if free_bytes > GIGABYTE else "note",
+        f"{settings.home}, {free_bytes / GIGABYTE:.1f} GB free",
+    )
+
+
+def _database(settings: Settings) -> Generator[Finding]:
+    if settings.database_url is None and not (settings.home / "postgres").exists():
+        binaries()
+        yield Finding("database", "note", "embedded; it will be made at the first start")
+        return
+    kind = "embedded" if settings.database_url is None else "external"
+    with ready_database(settings) as url:
+        engine = create_engine(sqlalchemy_url(url))
+        with engine.connect() as connection:
+            postgres = connection.execute(text("SHOW server_version")).scalar_one()
+            pgvector = connection.execute(
+                text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+            ).scalar_one()
+        engine.dispose()
+    yield Finding("database", "ok", f"{kind}; PostgreSQL {postgres}, pgvector {pgvector}")
+
+
+def _redis(settings: Settings) -> Generator[Finding]:
+    if settings.redis_url is None:
+        server = EmbeddedRedis(settings.home)
+        try:
+            if server.start() is None:
+                words = "none on this machine; caches and limits live in each process"
+                yield Finding("redis", "note", words, "Install redis or valkey to share them.")
+            else:
+                yield Finding("redis", "ok", f"embedded; {server.kind} {server.version}")
+        finally:
+            server.stop()
+        return
+    try:
+        with redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            settings.redis_url.get_secret_value(),
+            socket_timeout=ASK_TIMEOUT_SECONDS,
+            socket_connect_timeout=ASK_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        ) as client:
+            about = client.info("server")  # pyright: ignore[reportUnknownMemberType]
+    except (redis.RedisError, ValueError) as error:
+        raise StartupError(
+            f"Redis cannot be reached: {error}.", hint="Check FOOTNOTE_REDIS_URL."
+        ) from error
+    version = str(about["redis_version"])
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM_REDIS:
+        raise StartupError(
+            f"Redis {version} is too old.", hint="Use Redis 6.2 or later, or Valkey."
+        )
+    yield Finding("redis", "ok", f"external; Redis {version}")
+
+
+def _embedding_model(settings: Settings) -> Generator[Finding]:
+    embedder = open_embedder(settings)
+    embedder.embed(["Does it run?"], "query")
+    yield Finding(
+        "embedding model",
+        "ok",
+        f"{embedder.name} on {embedder.runtime}, {embedder.dimensions} dimensions",
+    )
+
+
+def _language_model(settings: Settings) -> Generator[Finding]:
+    if not settings.ollama_urls:
+        words = "none; answers are quoted from the passages, not written"
+        yield Finding("language model", "note", words, "Set FOOTNOTE_OLLAMA_URLS to use one.")
+    for given in settings.ollama_urls:
+        url, slots = parse_instance(given)
+        yield _ollama(url, slots, settings.model)
+
+
+def _ollama(url: str, slots: int, model: str) -> Finding:
+    part = "language model"
+    try:
+        reply = httpx.get(f"{url.rstrip('/')}/api/tags", timeout=ASK_TIMEOUT_SECONDS)
+        names = {str(one["name"]) for one in reply.raise_for_status().json()["models"]}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        words = f"{url} does not answer as Ollama does: {error}"
+        return Finding(part, "problem", words, "Start Ollama there, or correct the address.")
+    if not names & {model, f"{model}:latest"}:
+        words = f"{url} does not have {model}"
+        return Finding(part, "problem", words, f"Run `ollama pull {model}` there.")
+    return Finding(part, "ok", f"{url} has {model}; {slots} at a time")
+
+
+def _port(settings: Settings) -> Generator[Finding]:
+    with suppress(StartupError), open_listener(settings):
+        yield Finding("port", "ok", f"{settings.host}:{settings.port} is free")
+        return
+    if is_footnote(base_url(settings)):
+        yield Finding("port", "ok", f"Footnote answers at {base_url(settings)}")
+        return
+    with open_listener(settings):
+        pass
+
+
+CHECKS = (_python, _home, _database, _redis, _embedding_model, _language_model, _port)

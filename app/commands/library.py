@@ -1,0 +1,136 @@
+"""`footnote collections …` and `footnote documents …`."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from app.commands.client import ApiKey, Service, Url, with_service
+from app.commands.output import AsJson, console, plain, print_json, print_table
+
+PAGE_SIZE = 200
+
+collections = typer.Typer(help="List, make and delete collections.", no_args_is_help=True)
+documents = typer.Typer(help="List, show and delete documents.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The collection's name.")]
+DocumentId = Annotated[str, typer.Argument(help="The document's id.", metavar="ID")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def _call(url: str | None, api_key: str | None, method: str, path: str, **request: Any) -> Any:
+    async def work(service: Service) -> Any:
+        return await service.call(method, path, **request)
+
+    return with_service(url, api_key, work)
+
+
+@collections.command("list")
+def list_collections(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """List all collections."""
+    reply = _call(url, api_key, "GET", "/api/collections")
+    if as_json:
+        print_json(reply)
+        return
+    columns = ["name", "documents", "chunks", "embedding_model"]
+    print_table(
+        ["name", "documents", "passages", "model"],
+        ([one[column] for column in columns] for one in reply["collections"]),
+        empty="There are no collections yet.",
+        right="documents passages",
+    )
+
+
+@collections.command("create")
+def create_collection(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """Make an empty collection."""
+    reply = _call(url, api_key, "POST", "/api/collections", json={"name": name})
+    print_json(reply) if as_json else console().print(f"Made the collection {reply['name']}.")
+
+
+@collections.command("delete")
+def delete_collection(
+    name: Name, yes: Yes = False, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """Delete a collection and everything in it."""
+    if not yes:
+        typer.confirm(f"Delete the collection {name} and all its documents?", abort=True, err=True)
+    _report_removal(_call(url, api_key, "DELETE", f"/api/collections/{_segment(name)}"), as_json)
+
+
+@documents.command("list")
+def list_documents(
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", metavar="NAME", help="Only of this one.")
+    ] = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="STATUS", help="queued, processing, ready or failed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 1000,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """List documents; of failed ones, with the reason."""
+
+    async def work(service: Service) -> list[Any]:
+        found: list[Any] = []
+        given = {"collection": collection, "status": status}
+        query = {key: value for key, value in given.items() if value is not None}
+        while len(found) < limit:
+            page_size = min(PAGE_SIZE, limit - len(found))
+            page = await service.call("GET", "/api/documents", params={**query, "limit": page_size})
+            found += page["documents"]
+            if page["next_cursor"] is None:
+                break
+            query["cursor"] = page["next_cursor"]
+        return found
+
+    found = with_service(url, api_key, work)
+    if as_json:
+        print_json({"documents": found})
+        return
+    columns = ["id", "status", "collection", "chunks", "title", "reason"]
+    print_table(
+        ["id", "status", "collection", "passages", "title", "reason"],
+        ([one[column] for column in columns] for one in found),
+        empty="There are no such documents.",
+        right="passages",
+    )
+
+
+@documents.command("show")
+def show_document(
+    document_id: DocumentId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """Show all that is known of a document."""
+    reply = _call(url, api_key, "GET", f"/api/documents/{_segment(document_id)}")
+    if as_json:
+        print_json(reply)
+        return
+    for key, value in reply.items():
+        if value not in (None, [], {}):
+            console().print(f"{key.replace('_', ' '):16} {plain(str(value))}", soft_wrap=True)
+
+
+@documents.command("delete")
+def delete_document(
+    document_id: DocumentId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """Delete a document with its passages and its original."""
+    reply = _call(url, api_key, "DELETE", f"/api/documents/{_segment(document_id)}")
+    _report_removal(reply, as_json)
+
+
+def _report_removal(removal: dict[str, int], as_json: bool) -> None:
+    if as_json:
+        print_json(removal)
+        return
+    counts = ", ".join(f"{count:,} {what}" for what, count in removal.items())
+    console().print(f"Deleted: {counts}.")
+
+
+def _segment(name: str) -> str:
+    return quote(name, safe="")

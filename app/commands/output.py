@@ -1,0 +1,133 @@
+"""What commands print, and how they end."""
+
+import json
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from app.config import Settings, load_settings
+from app.errors import FootnoteError
+
+WRONG_USE = 2
+INTERRUPTED = 130
+
+# All but tab and newline: a document must not be able to move the cursor of whoever reads it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class CommandGroup(TyperGroup):
+    """Turns every failure into one line with a hint, and the exit code of wrong use."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FootnoteError as error:
+            complain(error.detail, error.hint)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader has seen enough (`footnote search … | head`).
+            with suppress(OSError):
+                sys.stdout.close()
+            raise typer.Exit(0) from None
+        except Exception as error:
+            if isinstance(error, (typer.Exit, typer.Abort, typer.TyperException)):
+                raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            complain(
+                f"Something unexpected happened: {type(error).__name__}: {error}",
+                "Run it again with `footnote --debug …` for the whole story, and report that.",
+            )
+        raise typer.Exit(WRONG_USE)
+
+
+def quiet_settings() -> Settings:
+    """Settings for a command whose output is for reading: it logs warnings only."""
+    return load_settings(log_level="warning")
+
+
+def complain(detail: str, hint: str) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("Error: ", "bold red"), plain(detail)))
+    console.print(Text.assemble(("What to do: ", "bold"), plain(hint)))
+
+
+def plain(text: str) -> str:
+    """The text without control characters."""
+    return _CONTROL.sub("", text)
+
+
+def print_json(value: object) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, right: str = ""
+) -> None:
+    """Rows under the columns' names; `right` names, one after the other, what is a number."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right.split() else "left")
+    for row in rows:
+        table.add_row(*("" if cell is None else Text(plain(str(cell))) for cell in row))
+    console().print(table if table.row_count else empty)
+
+
+def console() -> Console:
+    """Standard output; words of documents never count as markup."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def print_hits(hits: Sequence[Mapping[str, Any]]) -> None:
+    output = console()
+    if not hits:
+        output.print("Nothing was found.")
+    for number, hit in enumerate(hits, 1):
+        heading = Text.assemble((f"{number}. ", "dim"), (plain(hit["title"]), "bold"))
+        heading.append(f"  {hit['score']:.3f}", "dim")
+        output.print(heading)
+        output.print(Padding(Text(place(hit), "dim"), (0, 0, 0, 3)))
+        output.print(Padding(Text(plain(" ".join(hit["text"].split()))), (0, 0, 1, 3)))
+
+
+def print_footnotes(answer: Mapping[str, Any]) -> None:
+    """What stands under an answer: its citations, and how far to trust it."""
+    output = console()
+    for citation in answer["citations"]:
+        line = Text.assemble(
+            (f"[{citation['marker']}] ", "cyan"), (plain(citation["title"]), "bold")
+        )
+        if citation["page"] is not None:
+            line.append(f", page {citation['page']}")
+        output.print(line)
+        quote = " ".join(plain(citation["quote"]).split())
+        output.print(Padding(Text(f"“{quote}”", "italic"), (0, 0, 0, 4)))
+        output.print(Padding(Text(plain(citation["uri"]), "dim"), (0, 0, 0, 4)))
+    if answer["mode"] == "generated" and not answer["grounded"]:
+        unsupported = [one["text"] for one in answer["sentences"] if not one["supported"]]
+        output.print(Text("Not borne out by the sources:", "yellow"))
+        for sentence in unsupported:
+            output.print(Padding(Text(plain(sentence), "yellow"), (0, 0, 0, 4)))
+    if answer.get("notice"):
+        output.print(Text(plain(answer["notice"]), "dim"))
+
+
+def place(hit: Mapping[str, Any]) -> str:
+    """Where a passage stands: document, headings, page."""
+    parts = [hit["uri"], *hit["heading"]]
+    if hit["page"] is not None:
+        parts.append(f"page {hit['page']}")
+    return plain(" › ".join(parts))

@@ -84,6 +84,7 @@ def _with_marks(text: str, highlights: Iterable[Span]) -> str:
         begins_line = not text[text.rfind("\n", 0, start) + 1 : start].strip()
         opening = _BLOCK_OPENING.match(text, start, end) if begins_line else None
         start = opening.end() if opening else start
+        end = start + len(text[start:end].rstrip())
         if closing := _BLOCK_CLOSING.search(text, start, end):
             end = closing.start()
         if start < end:

@@ -43,6 +43,7 @@ function withMarks(text, highlights) {
     start = Math.max(start, position);
     const beginsLine = !text.slice(text.lastIndexOf("\n", start - 1) + 1, start).trim();
     if (beginsLine) start += text.slice(start, end).match(BLOCK_OPENING)[0].length;
+    end = start + text.slice(start, end).trimEnd().length;
     const closing = text.slice(start, end).match(BLOCK_CLOSING);
     if (closing) end = start + closing.index;
     if (start >= end) continue;

@@ -28,7 +28,7 @@ const INLINE = new RegExp(
  *   `highlights` are character spans of the text to mark.
  */
 export function renderMarkdown(text, { name = "", known = () => false, highlights = [] } = {}) {
-  const state = { name, known, seen: new Set(), highlighting: false };
+  const state = { name, known, seen: new Set(), highlighting: false, depth: 0 };
   const lines = withMarks(text.replaceAll(/[\ue000\ue001]/g, ""), highlights).split("\n");
   return blocks(lines, state);
 }
@@ -53,6 +53,9 @@ function withMarks(text, highlights) {
   return result + text.slice(position);
 }
 
+// What is nested more deeply than anybody would read is shown as it is written.
+const MAX_DEPTH = 20;
+
 // --- blocks ---------------------------------------------------------------------------------------
 
 const FENCE = /^\s*(`{3,}|~{3,})/;
@@ -73,6 +76,11 @@ function element(tag, children, attributes = {}) {
 
 function blocks(lines, state) {
   const made = document.createDocumentFragment();
+  if (state.depth >= MAX_DEPTH) {
+    made.append(element("p", plain(lines.join("\n"), state)));
+    return made;
+  }
+  state.depth += 1;
   const take = (accepts) => {
     const taken = [];
     while (lines.length && accepts(lines[0], taken)) taken.push(lines.shift());
@@ -105,6 +113,7 @@ function blocks(lines, state) {
       made.append(element("p", inline(body.map((part) => part.trim()).join("\n"), state)));
     }
   }
+  state.depth -= 1;
   return made;
 }
 

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.access import DEFAULT_TENANT_ID
 from app.db.models import Blob, Collection, Document, DocumentVersion, Tenant
 from app.db.postings import ChunkTerms, add_postings
+from app.db.snapshot import Snapshot
 from app.db.vectors import add_vectors
 from app.terms import extract_terms
 
@@ -35,6 +36,12 @@ class Stored:
     version_id: int
     chunk_ids: list[int]
     terms: list[str]
+
+
+async def reading(connection: AsyncConnection) -> Snapshot:
+    """Reads inside the connection's own transaction."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    return Snapshot(driver)
 
 
 async def add_tenant(connection: AsyncConnection, tenant_id: int) -> None:

@@ -19,6 +19,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import BigInteger, Integer, LargeBinary, Text
 
+from app.db.snapshot import Snapshot
+
 MAX_OCCURRENCES = 0xFFF
 MAX_LENGTH = 0xFFF
 
@@ -286,25 +288,20 @@ _MERGE = text(
 
 
 async def read_postings(
-    connection: AsyncConnection, collection_ids: Sequence[int], terms: Sequence[str]
+    snapshot: Snapshot, collection_ids: Sequence[int], terms: Sequence[str]
 ) -> dict[str, PostingList]:
     """The postings of those terms that occur, over all the collections together."""
-    rows = await connection.execute(
+    rows = await snapshot.fetch(
         _READ, {"collection_ids": list(collection_ids), "terms": list(terms)}
     )
     return {term: PostingList(_ascending(_decode(payload))) for term, payload in rows}
 
 
-_READ = text(
-    """
+_READ = """
     SELECT term, string_agg(payload, '' ORDER BY first_chunk_id) FROM postings
-    WHERE collection_id = ANY(:collection_ids) AND term = ANY(:terms)
+    WHERE collection_id = ANY(%(collection_ids)s) AND term = ANY(%(terms)s)
     GROUP BY term
-    """
-).bindparams(
-    bindparam("collection_ids", type_=ARRAY(Integer)),
-    bindparam("terms", type_=ARRAY(Text)),
-)
+"""
 
 
 def _decode(payload: bytes) -> PackedPostings:

@@ -43,12 +43,19 @@ class KeywordScores:
         best = contenders[np.argsort(-self.scores[contenders], kind="stable")[:limit]]
         return KeywordScores(self.chunk_ids[best], self.scores[best])
 
+    def where(self, kept: NDArray[np.bool_]) -> "KeywordScores":
+        """Those of the chunks for which `kept` is true."""
+        return KeywordScores(self.chunk_ids[kept], self.scores[kept])
+
     def of(self, chunk_ids: ChunkIds) -> Scores:
         """The scores of these chunks, zero where no term occurs."""
         if len(self.chunk_ids) == 0:
             return np.zeros(len(chunk_ids))
         places = np.searchsorted(self.chunk_ids, chunk_ids).clip(max=len(self.chunk_ids) - 1)
         return np.where(self.chunk_ids[places] == chunk_ids, self.scores[places], 0.0)
+
+
+NO_MATCHES = KeywordScores(np.empty(0, np.int64), np.empty(0))
 
 
 def score(
@@ -64,7 +71,7 @@ def score(
     """
     found = [(postings[term], count) for term, count in term_counts.items() if term in postings]
     if not found or terms_count == 0:
-        return KeywordScores(np.empty(0, np.int64), np.empty(0))
+        return NO_MATCHES
     norm_base, norm_slope = K1 * (1 - B), K1 * B * chunks_count / terms_count
     ids: list[ChunkIds] = []
     parts: list[Scores] = []

@@ -164,7 +164,9 @@ def open_redis(settings: Settings) -> Redis | None:
         socket_timeout=settings.redis_timeout_seconds,
         socket_connect_timeout=settings.redis_timeout_seconds,
         retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
+        # The old protocol, unannounced: a new connection then costs no round trip of its own.
+        protocol=2,
+        driver_info=None,
     )
 
 

@@ -18,7 +18,7 @@ from app.cache.embedded import EmbeddedRedis
 from app.config import Settings
 from app.errors import StartupError
 from app.resources import open_redis
-from tests.doubles.redis_proxy import RedisProxy
+from tests.doubles.socket_proxy import SocketProxy
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ async def redis(settings: Settings, tmp_path: Path) -> AsyncIterator[Redis]:
     server = EmbeddedRedis(tmp_path)
     url = server.start()
     assert url is not None, "the development environment brings a Redis along"
-    async with client_of(settings, url) as client:
+    # A busy machine must not look like a Redis that hangs.
+    patient = settings.model_copy(update={"redis_timeout_seconds": 5.0})
+    async with client_of(patient, url) as client:
         yield client
     server.stop()
 
@@ -84,8 +86,9 @@ async def test_the_tightest_of_several_limits_is_told(settings: Settings) -> Non
 
 
 async def test_processes_share_one_count_in_redis(settings: Settings, redis: Redis) -> None:
-    one = limits(settings, redis, rate_limit="10/minute")
-    other = limits(settings, redis, rate_limit="10/minute")
+    patient = settings.model_copy(update={"redis_timeout_seconds": 5.0})
+    one = limits(patient, redis, rate_limit="10/minute")
+    other = limits(patient, redis, rate_limit="10/minute")
 
     allowed = await asyncio.gather(
         *(each.take("requests", "key:a") for each in (one, other) for _ in range(10)),
@@ -100,7 +103,10 @@ async def test_processes_share_one_count_in_redis(settings: Settings, redis: Red
 
 
 async def test_a_redis_that_hangs_costs_one_request_its_timeout(settings: Settings) -> None:
-    async with RedisProxy() as hanging, client_of(settings, hanging.url) as client:
+    async with (
+        SocketProxy(mode="hangs") as hanging,
+        client_of(settings, f"redis://127.0.0.1:{hanging.port}") as client,
+    ):
         hung = limits(settings, client, rate_limit="3/minute")
 
         took_ms: list[float] = []
@@ -121,11 +127,14 @@ async def test_one_request_alone_tries_whether_redis_is_back(
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_limit, "RETRY_REDIS_SECONDS", 0.3)
-    path = redis.connection_pool.connection_kwargs["path"]
-    async with RedisProxy(path) as proxy, client_of(settings, proxy.url) as client:
+    path = Path(redis.connection_pool.connection_kwargs["path"])
+    async with (
+        SocketProxy(path) as proxy,
+        client_of(settings, f"redis://127.0.0.1:{proxy.port}") as client,
+    ):
         counted = limits(settings, client, rate_limit="100/minute")
         await counted.take("requests", "key:a")
-        proxy.hangs = True
+        proxy.mode = "hangs"
         await counted.take("requests", "key:a")
         assert is_degraded()
 
@@ -134,7 +143,7 @@ async def test_one_request_alone_tries_whether_redis_is_back(
         await asyncio.gather(*(counted.take("requests", "key:a") for _ in range(20)))
         assert proxy.connections_count == before + 1
 
-        proxy.hangs = False
+        proxy.mode = "passes"
         proxy.cut()
         await asyncio.sleep(0.35)
         back = await counted.take("requests", "key:a")

@@ -1,14 +1,23 @@
-"""A way to Redis that can be made to hang or to break."""
+"""A way to a server that can be made to hang, to refuse and to break."""
 
 import asyncio
-from typing import Self
+from pathlib import Path
+from typing import Literal, Self
 
 
-class RedisProxy:
-    """Passes connections on to a Redis on a unix socket, unless it hangs: then it says nothing."""
+class SocketProxy:
+    """Listens on a port of this machine and passes connections on to a unix socket.
 
-    def __init__(self, socket_path: str | None = None) -> None:
-        self.hangs = socket_path is None
+    `mode` holds for new connections and for what comes over open ones: `hangs` says nothing,
+    `refuses` closes at once. Without a socket there is only hanging and refusing.
+    """
+
+    def __init__(
+        self,
+        socket_path: Path | None = None,
+        mode: Literal["passes", "hangs", "refuses"] = "passes",
+    ) -> None:
+        self.mode = mode
         self.connections_count = 0
         self._socket_path = socket_path
         self._writers: list[asyncio.StreamWriter] = []
@@ -16,7 +25,7 @@ class RedisProxy:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+        self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -32,6 +41,9 @@ class RedisProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections_count += 1
+        if self.mode == "refuses":
+            writer.close()
+            return
         self._writers.append(writer)
         if self._socket_path is None:
             return
@@ -44,6 +56,7 @@ class RedisProxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while content := await reader.read(65536):
-            if not self.hangs:
+            if self.mode == "passes":
                 writer.write(content)
                 await writer.drain()
+        writer.close()

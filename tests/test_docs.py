@@ -14,7 +14,8 @@ from app.errors import StartupError
 from tests.conftest import ROOT
 from tests.repository import PAGES, TEXTS
 
-SETTINGS = {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields}
+# The key that the command sends is no setting of the service.
+SETTINGS = {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields} | {"FOOTNOTE_API_KEY"}
 
 
 # --- settings -------------------------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""What a run reads from the collection and writes into it; a rehearsal only reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.access import DEFAULT_TENANT_ID
+from app.db.collections import ensure_collection, find_collection
+from app.db.documents import SourceState, delete_document, list_sources, note_unchanged
+from app.db.postings import merge_postings
+from app.db.transactions import translated_errors
+from app.db.vectors import ensure_index
+from app.telemetry import stage
+from ingestion.pipeline import Original, Tools, process
+from ingestion.sources.files import FileContent, FoundFile, absolute, printable
+from ingestion.writing import (
+    Change,
+    NewVersion,
+    Shelf,
+    SourceFile,
+    record_failed_file,
+    restore_file,
+    write_file,
+)
+
+NOTES_AT_ONCE = 500
+
+
+class Books(Protocol):
+    """The collection that a run works on."""
+
+    async def known(self, paths: Sequence[Path]) -> dict[str, SourceState]:
+        """What is there already of these files and folders, by URI."""
+        ...
+
+    async def write(self, file: SourceFile) -> Change: ...
+
+    async def restore(self, file: SourceFile) -> None: ...
+
+    async def fail(self, file: SourceFile, reason: str, pipeline_digest: str | None) -> None: ...
+
+    async def delete(self, document_id: UUID) -> None: ...
+
+    async def note(self, document_id: UUID, changed_ns: int | None, root: str | None) -> None: ...
+
+    async def write_notes(self) -> None: ...
+
+    async def tidy(self) -> None: ...
+
+
+async def open_books(name: str, tools: Tools, *, is_rehearsal: bool) -> Books:
+    """The collection of this name, made if it is new; a rehearsal changes nothing in it."""
+    model_id = None if is_rehearsal else await tools.model_id()
+
+    async def look(connection: AsyncConnection) -> Shelf | None:
+        if model_id is None:
+            found = await find_collection(connection, DEFAULT_TENANT_ID, name)
+            return Shelf(found.tenant_id, found.id, found.model_id) if found else None
+        collection = await ensure_collection(connection, DEFAULT_TENANT_ID, name, model_id)
+        collection.check_model(model_id, tools.embedder.name)
+        return Shelf(collection.tenant_id, collection.id, model_id)
+
+    shelf = await tools.transaction(look)
+    if is_rehearsal or shelf is None:
+        return _Rehearsal(shelf, tools)
+    return _Collection(shelf, tools)
+
+
+class _Collection:
+    def __init__(self, shelf: Shelf, tools: Tools) -> None:
+        self._shelf = shelf
+        self._tools = tools
+        self._notes: list[tuple[UUID, int | None, str | None]] = []
+
+    async def known(self, paths: Sequence[Path]) -> dict[str, SourceState]:
+        return await _known(self._shelf, self._tools, paths)
+
+    async def write(self, file: SourceFile) -> Change:
+        async def write(connection: AsyncConnection, version: NewVersion) -> Change:
+            return await write_file(connection, self._shelf, file, version)
+
+        original = Original(printable(Path(file.path.name)), file.sha256, file.content)
+        return await process(original, self._shelf, self._tools, write)
+
+    async def restore(self, file: SourceFile) -> None:
+        await self._tools.transaction(
+            lambda connection: restore_file(connection, self._shelf, file)
+        )
+
+    async def fail(self, file: SourceFile, reason: str, pipeline_digest: str | None) -> None:
+        await self._tools.transaction(
+            lambda connection: record_failed_file(
+                connection, self._shelf, file, reason, pipeline_digest
+            )
+        )
+
+    async def delete(self, document_id: UUID) -> None:
+        await self._tools.transaction(lambda connection: delete_document(connection, document_id))
+
+    async def note(self, document_id: UUID, changed_ns: int | None, root: str | None) -> None:
+        self._notes.append((document_id, changed_ns, root))
+        if len(self._notes) >= NOTES_AT_ONCE:
+            await self.write_notes()
+
+    async def write_notes(self) -> None:
+        notes, self._notes = self._notes, []
+        await self._tools.transaction(lambda connection: note_unchanged(connection, notes))
+
+    async def tidy(self) -> None:
+        """Leave the indexes as fast as they can be."""
+        with stage("ingest", "tidy"), translated_errors():
+            await merge_postings(self._tools.engine, self._shelf.collection_id)
+            await ensure_index(self._tools.engine, self._shelf.model_id)
+
+
+class _Rehearsal:
+    def __init__(self, shelf: Shelf | None, tools: Tools) -> None:
+        self._shelf = shelf
+        self._tools = tools
+
+    async def known(self, paths: Sequence[Path]) -> dict[str, SourceState]:
+        return await _known(self._shelf, self._tools, paths) if self._shelf else {}
+
+    async def write(self, file: SourceFile) -> Change:
+        return "added" if file.seen_version_id is None else "updated"
+
+    async def restore(self, file: SourceFile) -> None: ...
+
+    async def fail(self, file: SourceFile, reason: str, pipeline_digest: str | None) -> None: ...
+
+    async def delete(self, document_id: UUID) -> None: ...
+
+    async def note(self, document_id: UUID, changed_ns: int | None, root: str | None) -> None: ...
+
+    async def write_notes(self) -> None: ...
+
+    async def tidy(self) -> None: ...
+
+
+async def _known(shelf: Shelf, tools: Tools, paths: Sequence[Path]) -> dict[str, SourceState]:
+    prefixes = [path.as_uri().rstrip("/") for path in map(absolute, paths)]
+
+    async def look(connection: AsyncConnection) -> dict[str, SourceState]:
+        return {
+            state.uri: state
+            for prefix in prefixes
+            for state in await list_sources(connection, shelf.collection_id, prefix)
+        }
+
+    return await tools.transaction(look)
+
+
+def source_of(
+    file: FoundFile, state: SourceState | None, found: FileContent | None = None
+) -> SourceFile:
+    return SourceFile(
+        path=file.path,
+        uri=file.uri,
+        root=file.root.as_uri() if file.root else None,
+        size_bytes=len(found.content) if found else file.size_bytes,
+        changed_ns=found.changed_ns if found else file.changed_ns,
+        seen_version_id=state.version_id if state else None,
+        content=found.content if found else b"",
+        sha256=found.sha256 if found else b"",
+    )

@@ -1,0 +1,236 @@
+"""The commands `ingest` and `worker`; `footnote` mounts them, `python -m ingestion` is the first.
+
+The heavy parts are imported by the commands that need them, because `footnote` loads this file
+for every command.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from app.config import Settings, load_settings
+from app.errors import FootnoteError, InvalidInput
+from app.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from ingestion.pipeline import Tools
+    from ingestion.runner import Order, Report
+
+SOME_FAILED = 1
+WRONG_USE = 2
+INTERRUPTED = 130
+
+WATCH_TICK_MS = 1000
+WATCH_PAUSE_SECONDS = 5.0
+
+app = typer.Typer(help="Ingest documents.")
+
+Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
+
+
+@app.command()
+def ingest(
+    paths: Paths,
+    collection: Annotated[str, typer.Option(help="Made if it is new.")] = "default",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Take only files that match, as in .gitignore; may be repeated."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out what matches, as in .gitignore; may be repeated."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and follow every change until Ctrl-C.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try unchanged files that failed before again.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object (with --watch: one per change).")
+    ] = False,
+) -> None:
+    """Bring a collection in step with files and folders.
+
+    New and edited files are ingested, unchanged ones cost a look, files gone from a folder are
+    deleted. Cut short, it goes on where it was when it is run again. What .gitignore and
+    .footnoteignore name is left out, and so are hidden files, node_modules and __pycache__.
+
+    Exit codes: 0 all done, 1 some documents failed, 2 wrong use or no service.
+    """
+    from ingestion.runner import Order  # noqa: PLC0415 - heavy, and not for every command
+    from ingestion.sources.files import Selection  # noqa: PLC0415 - heavy, as above
+
+    settings = load_settings(log_level="warning")
+    configure_logging(settings)
+    order = Order(
+        paths=_existing(paths),
+        collection=collection,
+        selection=Selection(tuple(include or ()), tuple(exclude or ())),
+        retry_failed=retry_failed,
+        is_rehearsal=dry_run,
+    )
+    if watch and dry_run:
+        raise InvalidInput("--watch and --dry-run exclude each other.", hint="Choose one.")
+    try:
+        report = _ingest(settings, order, watch=watch, as_json=as_json)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. What was ingested so far is kept; run it again.")
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(SOME_FAILED if report.failures else 0)
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="Documents that are worked on at the same time.")
+    ] = 4,
+) -> None:
+    """Process uploaded documents, until Ctrl-C or SIGTERM; several may run side by side."""
+    from app.db.schema import ready_database  # noqa: PLC0415 - heavy, and not for every command
+    from ingestion.worker import run_worker  # noqa: PLC0415 - heavy, as above
+
+    settings = load_settings()
+    configure_logging(settings)
+    if settings.database_url is not None:
+        asyncio.run(
+            run_worker(settings, settings.database_url.get_secret_value(), concurrency=concurrency)
+        )
+    else:
+        with ready_database(settings) as url:
+            asyncio.run(run_worker(settings, url, concurrency=concurrency))
+
+
+def main() -> None:
+    """`python -m ingestion PATH…`: the command `ingest` on its own."""
+    alone = typer.Typer(pretty_exceptions_enable=False)
+    alone.command()(ingest)
+    try:
+        alone(prog_name="python -m ingestion")
+    except FootnoteError as error:
+        _complain(error)
+        sys.exit(WRONG_USE)
+
+
+# --- ingest ---------------------------------------------------------------------------------------
+
+
+def _existing(paths: list[Path]) -> list[Path]:
+    for path in paths:
+        if not path.expanduser().exists():
+            raise InvalidInput(f"There is no such path: {path}", hint="Check the path.")
+    return paths
+
+
+def _ingest(settings: Settings, order: "Order", *, watch: bool, as_json: bool) -> "Report":
+    from app.db.schema import ready_database  # noqa: PLC0415 - heavy, and not for every command
+
+    with ready_database(settings) as url:
+        return asyncio.run(_ingest_into(settings, url, order, watch=watch, as_json=as_json))
+
+
+async def _ingest_into(
+    settings: Settings, url: str, order: "Order", *, watch: bool, as_json: bool
+) -> "Report":
+    async with _opened_tools(settings, url) as tools:
+        report = await _sync_once(order, tools, is_quiet=as_json)
+        _tell(report, order, as_json=as_json)
+        if watch:
+            await _follow(order, tools, report, as_json=as_json)
+        return report
+
+
+@asynccontextmanager
+async def _opened_tools(settings: Settings, url: str) -> "AsyncGenerator[Tools]":
+    from app.db.session import open_engine  # noqa: PLC0415 - heavy, and not for every command
+    from ingestion.pipeline import DATABASE_CONNECTIONS, open_tools  # noqa: PLC0415 - heavy
+
+    # One connection more than the pipeline takes, for what tidies up beside it.
+    engine = open_engine(settings, url, pool_size=DATABASE_CONNECTIONS + 1)
+    try:
+        async with open_tools(settings, engine) as tools:
+            yield tools
+    finally:
+        await engine.dispose()
+
+
+async def _sync_once(order: "Order", tools: "Tools", *, is_quiet: bool) -> "Report":
+    from ingestion.progress import shown_progress  # noqa: PLC0415 - not for every command
+    from ingestion.runner import sync  # noqa: PLC0415 - heavy, and not for every command
+
+    try:
+        with shown_progress(tools.rounds, is_quiet=is_quiet) as progress:
+            return await sync(order, tools, progress)
+    except OSError as error:
+        raise InvalidInput(
+            f"{error.filename} cannot be read: {error.strerror}.", hint="Check the path."
+        ) from error
+
+
+async def _follow(order: "Order", tools: "Tools", told: "Report", *, as_json: bool) -> None:
+    """Ingest again whenever something changes; what goes wrong meanwhile is tried again."""
+    import watchfiles  # noqa: PLC0415 - for --watch only
+
+    complaint = ""
+    is_due = True  # Something may have changed before the watcher stood.
+    watching: AsyncGenerator[set[Any]] = watchfiles.awatch(  # pyright: ignore[reportUnknownMemberType]
+        *order.paths, rust_timeout=WATCH_TICK_MS, yield_on_timeout=True
+    )
+    async for changes in watching:
+        if not changes and not is_due:
+            continue
+        try:
+            report = await _sync_once(order, tools, is_quiet=True)
+        except FootnoteError as error:
+            is_due = True
+            if complaint != error.detail:
+                complaint = error.detail
+                _complain(error)
+            await asyncio.sleep(WATCH_PAUSE_SECONDS)
+            continue
+        is_due, complaint = False, ""
+        if report.has_changes or report.failures != told.failures:
+            _tell(report, order, as_json=as_json)
+            told = report
+
+
+def _tell(report: "Report", order: "Order", *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "collection": order.collection,
+                    "dry_run": order.is_rehearsal,
+                    **report.counts,
+                    "failures": [
+                        {"path": failure.path, "reason": failure.reason}
+                        for failure in report.failures
+                    ],
+                    "took_ms": round(report.took_seconds * 1000, 1),
+                },
+                ensure_ascii=False,
+            )
+        )
+        return
+    for failure in report.failures:
+        typer.echo(f"failed: {failure.path}: {failure.reason}", err=True)
+    if order.is_rehearsal:
+        typer.echo("This is what would be done; nothing was changed.", err=True)
+    typer.echo(", ".join(f"{outcome} {count}" for outcome, count in report.counts.items()))
+
+
+def _complain(error: FootnoteError) -> None:
+    output = Console(stderr=True, highlight=False, soft_wrap=True)
+    output.print(Text.assemble(("Error: ", "bold red"), error.detail))
+    output.print(Text.assemble(("What to do: ", "bold"), error.hint))

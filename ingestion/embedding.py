@@ -1,0 +1,114 @@
+"""Vectors for passages: known ones again, new ones in large rounds gathered across documents."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.embedding.base import Embedder, Vectors
+from app.telemetry import CHUNKS_EMBEDDED, stage
+
+ROUND_TEXTS = 512
+"""Enough for well-filled batches of texts of equal length, few enough to take turns quickly."""
+
+
+def new_texts(
+    hashes: Sequence[bytes], texts: Sequence[str], known: Iterable[bytes]
+) -> dict[bytes, str]:
+    """The texts that must be embedded, by content hash: those not known, each once."""
+    known = frozenset(known)
+    return {
+        content_hash: text
+        for content_hash, text in zip(hashes, texts, strict=True)
+        if content_hash not in known
+    }
+
+
+def assemble(
+    hashes: Sequence[bytes], vectors: Mapping[bytes, NDArray[np.float32]], dimensions: int
+) -> Vectors:
+    """The vectors in the order of the hashes: shape (len(hashes), dimensions)."""
+    assembled = np.empty((len(hashes), dimensions), np.float32)
+    for row, content_hash in enumerate(hashes):
+        assembled[row] = vectors[content_hash]
+    return assembled
+
+
+@dataclass(slots=True)
+class _Request:
+    texts: Sequence[str]
+    vectors: asyncio.Future[Vectors] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class RoundEmbedder:
+    """Embeds for many documents at once, in a thread of its own.
+
+    While one round is computed the next one gathers, so rounds grow with the load: a lone
+    document starts at once, and many small ones share full batches.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedded_count = 0
+        self._embedder = embedder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rounds")
+        self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
+        self._rounds = asyncio.create_task(self._run())
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of passages in input order; raises EmbeddingUnavailable."""
+        parts: list[Vectors] = []
+        # One part after the other: a huge document must not keep the small ones waiting.
+        for part in _parts(texts):
+            request = _Request(part)
+            self._waiting.put_nowait(request)
+            parts.append(await request.vectors)
+        if not parts:
+            return np.empty((0, self._embedder.dimensions), np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    async def close(self) -> None:
+        self._rounds.cancel()
+        await asyncio.gather(self._rounds, return_exceptions=True)
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            requests = [await self._waiting.get()]
+            while not self._waiting.empty() and _texts_count(requests) < ROUND_TEXTS:
+                requests.append(self._waiting.get_nowait())
+            requests = [request for request in requests if not request.vectors.done()]
+            if not requests:
+                continue
+            # Documents in flight at the same time may hold the same passage.
+            texts = list(dict.fromkeys(text for request in requests for text in request.texts))
+            try:
+                with stage("ingest", "embed_round"):
+                    vectors = await loop.run_in_executor(
+                        self._thread, self._embedder.embed, texts, "document"
+                    )
+            except Exception as error:  # noqa: BLE001 - it is whoever waits who must know
+                for request in requests:
+                    if not request.vectors.done():
+                        request.vectors.set_exception(error)
+                continue
+            self.embedded_count += len(texts)
+            CHUNKS_EMBEDDED.inc(len(texts))
+            rows = {text: row for row, text in enumerate(texts)}
+            for request in requests:
+                if not request.vectors.done():
+                    request.vectors.set_result(vectors[[rows[text] for text in request.texts]])
+
+
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(texts), ROUND_TEXTS):
+        yield texts[start : start + ROUND_TEXTS]
+
+
+def _texts_count(requests: Iterable[_Request]) -> int:
+    return sum(len(request.texts) for request in requests)

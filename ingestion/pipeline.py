@@ -1,0 +1,191 @@
+"""How a document becomes searchable."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.config import Settings
+from app.db.documents import reserve_chunk_ids
+from app.db.transactions import in_transaction
+from app.db.vectors import known_vectors, register_model
+from app.embedding.base import Embedder, Vectors
+from app.embedding.loading import open_embedder
+from app.errors import DocumentRejected
+from app.telemetry import CHUNKS_REUSED, stage
+from app.terms import TERMS_VERSION, extract_terms
+from ingestion.chunking import CHUNKING_VERSION, split
+from ingestion.embedding import RoundEmbedder, assemble, new_texts
+from ingestion.parsing.documents import PARSING_VERSION
+from ingestion.parsing.sandbox import ParserPool
+from ingestion.types import ParsedDocument, embedded_text
+from ingestion.writing import NewVersion, Passages, Shelf
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A document as it was given to us; the name's suffix helps to tell what it is."""
+
+    filename: str
+    sha256: bytes
+    content: bytes = field(repr=False)
+
+
+Write = Callable[[AsyncConnection, NewVersion], Awaitable[Result]]
+
+
+async def process(original: Original, shelf: Shelf, tools: "Tools", write: Write[Result]) -> Result:
+    """From bytes to a version that serves.
+
+    Raises DocumentRejected with a reason for people, EmbeddingUnavailable, and what transactions
+    raise.
+    """
+    parsed = await parse(original, tools)
+    passages = await chunk(parsed, tools)
+    vectors = await embed(passages, shelf, tools)
+    return await store(original, parsed, passages, vectors, tools, write)
+
+
+async def parse(original: Original, tools: "Tools") -> ParsedDocument:
+    with stage("ingest", "parse"):
+        return await tools.parsers.parse(original.content, original.filename)
+
+
+async def chunk(parsed: ParsedDocument, tools: "Tools") -> Passages:
+    with stage("ingest", "chunk"):
+        return await tools.compute(cut, parsed, tools.embedder, tools.settings.chunk_tokens)
+
+
+async def embed(passages: Passages, shelf: Shelf, tools: "Tools") -> Vectors:
+    """Vectors of the passages, in their order; only of texts that are new to the tenant."""
+
+    async def look_up(connection: AsyncConnection) -> dict[bytes, Vectors]:
+        return await known_vectors(
+            connection, shelf.tenant_id, shelf.model_id, sorted(set(passages.hashes))
+        )
+
+    with stage("ingest", "embed"):
+        vectors = await tools.transaction(look_up)
+        new = new_texts(passages.hashes, passages.texts, vectors)
+        CHUNKS_REUSED.inc(len(passages.hashes) - len(new))
+        vectors.update(zip(new, await tools.rounds.embed(list(new.values())), strict=True))
+        return assemble(passages.hashes, vectors, tools.embedder.dimensions)
+
+
+async def store(
+    original: Original,
+    parsed: ParsedDocument,
+    passages: Passages,
+    vectors: Vectors,
+    tools: "Tools",
+    write: Write[Result],
+) -> Result:
+    async def reserve(connection: AsyncConnection) -> int:
+        return await reserve_chunk_ids(connection, len(passages.chunks))
+
+    with stage("ingest", "write"):
+        version = NewVersion(
+            sha256=original.sha256,
+            pipeline_digest=tools.pipeline_digest,
+            parsed=parsed,
+            passages=passages,
+            vectors=vectors,
+            first_chunk_id=await tools.transaction(reserve),
+        )
+        return await tools.transaction(lambda connection: write(connection, version))
+
+
+def cut(parsed: ParsedDocument, embedder: Embedder, chunk_tokens: int) -> Passages:
+    """The passages of a text, with what both search legs see of them."""
+    chunks = split(parsed, embedder.tokenizer, chunk_tokens=chunk_tokens)
+    if not chunks:
+        raise DocumentRejected("there is no text in it")
+    texts = [embedded_text(parsed.title, chunk) for chunk in chunks]
+    return Passages(
+        chunks=chunks,
+        texts=texts,
+        hashes=[hashlib.sha256(text.encode()).digest() for text in texts],
+        terms=[extract_terms(text, parsed.language) for text in texts],
+    )
+
+
+def digest_of(embedder: Embedder, settings: Settings) -> str:
+    """Names everything that shapes a version: equal digests make equal versions of an original."""
+    parts = [PARSING_VERSION, CHUNKING_VERSION, TERMS_VERSION, settings.chunk_tokens]
+    return hashlib.sha256(repr([*parts, embedder.digest]).encode()).hexdigest()
+
+
+# --- what it works with ---------------------------------------------------------------------------
+
+DATABASE_CONNECTIONS = 4
+DATABASE_PATIENCE_SECONDS = 30.0
+
+
+class Tools:
+    """The pipeline's parser, model and database, for as long as `open_tools` is open."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: AsyncEngine,
+        embedder: Embedder,
+        parsers: ParserPool,
+        rounds: RoundEmbedder,
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.embedder = embedder
+        self.parsers = parsers
+        self.rounds = rounds
+        self.pipeline_digest = digest_of(embedder, settings)
+        # More threads would only fight for the interpreter.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chunking")
+        self._connections = asyncio.Semaphore(DATABASE_CONNECTIONS)
+
+    async def compute(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Run what takes the processor away from the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    async def transaction(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Do `work` in a transaction, patiently; it must find out itself that it was done."""
+        async with self._connections:
+            return await in_transaction(
+                self.engine.begin, work, patience_seconds=DATABASE_PATIENCE_SECONDS
+            )
+
+    async def model_id(self) -> int:
+        async def register(connection: AsyncConnection) -> int:
+            return await register_model(
+                connection,
+                name=self.embedder.name,
+                digest=self.embedder.digest,
+                dimensions=self.embedder.dimensions,
+            )
+
+        return await self.transaction(register)
+
+    async def close(self) -> None:
+        await self.rounds.close()
+        await self.parsers.close()
+        self._thread.shutdown(cancel_futures=True)
+
+
+@asynccontextmanager
+async def open_tools(
+    settings: Settings, engine: AsyncEngine, embedder: Embedder | None = None
+) -> AsyncGenerator[Tools]:
+    """Load the model (in a thread, for it is slow) unless one is given; raises EmbeddingUnavailable."""
+    if embedder is None:
+        embedder = await asyncio.to_thread(open_embedder, settings)
+    tools = Tools(settings, engine, embedder, ParserPool(settings), RoundEmbedder(embedder))
+    try:
+        yield tools
+    finally:
+        await tools.close()

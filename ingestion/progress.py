@@ -1,0 +1,57 @@
+"""The progress bar of a run: how far it is, how fast, and how long it still takes."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ingestion.embedding import RoundEmbedder
+from ingestion.sources.files import FoundFile
+
+FILE_COST_BYTES = 4096
+"""What a file costs besides its bytes, so that many small ones are not taken for nothing."""
+
+
+class ProgressBar:
+    """Counts files for people, and bytes for the time left, because files differ in size."""
+
+    def __init__(self, shown: Progress, task: TaskID, rounds: RoundEmbedder) -> None:
+        self._shown = shown
+        self._task = task
+        self._rounds = rounds
+        self._embedded_before = rounds.embedded_count
+        self._started = monotonic()
+        self._files_count = self._files_done = 0
+
+    def begin(self, files_count: int, bytes_count: int) -> None:
+        self._files_count = files_count
+        self._shown.update(self._task, total=bytes_count + files_count * FILE_COST_BYTES)
+
+    def advance(self, file: FoundFile) -> None:
+        self._files_done += 1
+        seconds = max(0.001, monotonic() - self._started)
+        chunks_per_second = (self._rounds.embedded_count - self._embedded_before) / seconds
+        self._shown.update(
+            self._task,
+            advance=file.size_bytes + FILE_COST_BYTES,
+            state=f"{self._files_done}/{self._files_count} files"
+            f"  {self._files_done / seconds:.1f} files/s  {chunks_per_second:.0f} chunks/s",
+        )
+
+
+@contextmanager
+def shown_progress(rounds: RoundEmbedder, *, is_quiet: bool) -> Generator[ProgressBar]:
+    """A bar on standard error, gone when the run ends; nothing where nobody watches."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("ingesting"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=is_quiet or not console.is_terminal,
+    ) as shown:
+        yield ProgressBar(shown, shown.add_task("ingesting", total=None, state=""), rounds)

@@ -1,0 +1,271 @@
+"""The worker: takes uploaded documents from the queue and makes them searchable."""
+
+import asyncio
+import signal
+import time
+from contextlib import AsyncExitStack, suppress
+from typing import Self
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.config import Settings
+from app.db.idempotency import forget_old_keys
+from app.db.models import Collection
+from app.db.postings import merge_postings
+from app.db.schema import check_database
+from app.db.session import open_engine
+from app.db.transactions import translated_errors
+from app.db.vectors import ensure_index
+from app.embedding.base import Embedder
+from app.errors import DocumentRejected, FootnoteError, StorageFull, Unavailable
+from app.jobs import Jobs, RetryLater
+from app.telemetry import DOCUMENTS
+from ingestion.pipeline import DATABASE_CONNECTIONS, Original, Tools, open_tools, process
+from ingestion.writing import (
+    Claim,
+    NewVersion,
+    claim_document,
+    fail_claimed,
+    release_claim,
+    write_claimed,
+)
+
+log = structlog.get_logger(__name__)
+
+MAX_ATTEMPTS = 3
+MAX_STARTS = 6
+"""Attempts when it is not the document's fault, or when workers died over it without a word."""
+RETRY_PAUSES_SECONDS = (2.0, 8.0, 30.0, 60.0, 120.0)
+RECONNECT_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
+
+RESCUE_SECONDS = 10.0
+TIDY_SECONDS = 60.0
+FORGET_SECONDS = 3600.0
+
+_ONE_RESCUER = text("SELECT pg_try_advisory_xact_lock(1718579060)")
+
+
+async def run_worker(
+    settings: Settings,
+    url: str,
+    *,
+    concurrency: int,
+    stop: asyncio.Event | None = None,
+    embedder: Embedder | None = None,
+) -> None:
+    """Work until `stop` is set, by default by SIGINT or SIGTERM; the jobs at hand are finished.
+
+    Lives on while the database is away. Raises DatabaseUnsuitable. The model is loaded when the
+    first document comes, unless one is given.
+    """
+    if stop is None:
+        stop = _stopped_by_signals()
+    # Two connections more than the pipeline takes: for the maintenance, and for its lock.
+    engine = open_engine(settings, url, pool_size=DATABASE_CONNECTIONS + 2)
+    jobs = Jobs(url, timeout_seconds=settings.database_timeout_seconds)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.dispose)
+        await jobs.open()
+        stack.push_async_callback(jobs.close)
+        worker = await stack.enter_async_context(Worker(settings, engine, embedder))
+        maintenance = asyncio.create_task(Maintenance(engine, jobs).run())
+        stack.push_async_callback(_cancelled, maintenance)
+        await _work(worker, jobs, engine, concurrency=concurrency, stop=stop)
+
+
+async def _work(
+    worker: "Worker", jobs: Jobs, engine: AsyncEngine, *, concurrency: int, stop: asyncio.Event
+) -> None:
+    failures = 0
+    while not stop.is_set():
+        started = time.monotonic()
+        try:
+            await check_database(engine)
+            log.info("worker_ready", concurrency=concurrency)
+            await jobs.work(worker.process_document, concurrency=concurrency, stop=stop)
+        except Unavailable as error:
+            log.warning("worker_without_database", detail=error.detail)
+        failures = 0 if time.monotonic() - started > RESCUE_SECONDS else failures + 1
+        pause_seconds = RECONNECT_PAUSES_SECONDS[min(failures, len(RECONNECT_PAUSES_SECONDS) - 1)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_seconds):
+                await stop.wait()
+
+
+def _stopped_by_signals() -> asyncio.Event:
+    """Set by the first signal; a second one ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def begin_to_stop() -> None:
+        log.info("worker_stopping")
+        stop.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, begin_to_stop)
+    return stop
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class Worker:
+    """Processes one document per call; safe to call several times at once."""
+
+    def __init__(self, settings: Settings, engine: AsyncEngine, embedder: Embedder | None) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._embedder = embedder
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+        self._tools: Tools | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def process_document(self, document_id: UUID, attempt: int) -> bool:
+        """As `app.jobs.Process` says."""
+        try:
+            tools = await self._opened_tools()
+            claim = await tools.transaction(
+                lambda connection: claim_document(connection, document_id, tools.pipeline_digest)
+            )
+            return claim is None or await self._attempt(claim, attempt, tools)
+        except (Unavailable, StorageFull) as error:
+            raise _later(attempt, error.detail) from error
+
+    async def _attempt(self, claim: Claim, attempt: int, tools: Tools) -> bool:
+        if claim.is_second_hand and attempt >= MAX_STARTS:
+            return await self._fail(
+                claim, f"processing it was cut short {attempt - 1} times", tools
+            )
+        try:
+            is_written = await self._make(claim, tools)
+        except DocumentRejected as error:
+            reason, may_repeat = error.reason, error.retryable and attempt < MAX_ATTEMPTS
+        except (Unavailable, StorageFull) as error:
+            reason, may_repeat = error.detail, attempt < MAX_STARTS
+        except asyncio.CancelledError:
+            # The worker is being stopped: whoever comes next need not wait for a sign of life.
+            await self._release(claim, tools, None)
+            raise
+        except Exception as error:
+            log.exception("document_failed", document=str(claim.document_id), attempt=attempt)
+            reason = f"it could not be processed (internal error: {type(error).__name__})"
+            may_repeat = attempt < MAX_ATTEMPTS
+        else:
+            DOCUMENTS.labels("ready" if is_written else "discarded").inc()
+            return True
+        if not may_repeat:
+            return await self._fail(claim, reason, tools)
+        await self._release(claim, tools, reason)
+        raise _later(attempt, reason)
+
+    async def _make(self, claim: Claim, tools: Tools) -> bool:
+        if claim.shelf.model_id != await tools.model_id():
+            raise DocumentRejected(
+                f"its collection is of another embedding model than {tools.embedder.name}"
+            )
+
+        async def write(connection: AsyncConnection, version: NewVersion) -> bool:
+            return await write_claimed(connection, claim, version)
+
+        original = Original(claim.filename, claim.sha256, claim.content)
+        return await process(original, claim.shelf, tools, write)
+
+    async def _fail(self, claim: Claim, reason: str, tools: Tools) -> bool:
+        is_ours = await tools.transaction(
+            lambda connection: fail_claimed(connection, claim, reason, tools.pipeline_digest)
+        )
+        if is_ours:
+            DOCUMENTS.labels("failed").inc()
+            log.info("document_rejected", document=str(claim.document_id), reason=reason)
+        # Somebody else's document by now is nothing that this job failed at.
+        return not is_ours
+
+    async def _release(self, claim: Claim, tools: Tools, reason: str | None) -> None:
+        # While the database is away the claim stays, and the next attempt takes it over.
+        with suppress(FootnoteError):
+            await tools.transaction(lambda connection: release_claim(connection, claim, reason))
+
+    async def _opened_tools(self) -> Tools:
+        async with self._opening:
+            if self._tools is None:
+                self._tools = await self._stack.enter_async_context(
+                    open_tools(self._settings, self._engine, self._embedder)
+                )
+            return self._tools
+
+
+def _later(attempt: int, reason: str) -> RetryLater:
+    pause_seconds = RETRY_PAUSES_SECONDS[min(attempt, len(RETRY_PAUSES_SECONDS)) - 1]
+    log.warning("document_retried_later", reason=reason, attempt=attempt, in_seconds=pause_seconds)
+    return RetryLater(pause_seconds)
+
+
+class Maintenance:
+    """What somebody has to do now and then, whichever worker it is."""
+
+    def __init__(self, engine: AsyncEngine, jobs: Jobs) -> None:
+        self._engine = engine
+        self._jobs = jobs
+        self._generations: dict[int, int] | None = None
+        self._due: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """For ever; what fails is tried again next time."""
+        while True:
+            for name, every_seconds, work in (
+                ("rescue", RESCUE_SECONDS, self.rescue),
+                ("tidy", TIDY_SECONDS, self.tidy),
+                ("forget", FORGET_SECONDS, self.forget),
+            ):
+                if time.monotonic() < self._due.get(name, 0):
+                    continue
+                self._due[name] = time.monotonic() + every_seconds
+                try:
+                    with translated_errors():
+                        await work()
+                except Unavailable as error:
+                    log.info("maintenance_put_off", what=name, reason=error.detail)
+                except Exception:
+                    log.exception("maintenance_failed", what=name)
+            await asyncio.sleep(RESCUE_SECONDS)
+
+    async def rescue(self) -> None:
+        """Bring back the jobs of dead workers, and documents whose job got lost."""
+        async with self._engine.begin() as connection:
+            if (await connection.execute(_ONE_RESCUER)).scalar_one():
+                await self._jobs.rescue_stalled()
+                await self._jobs.requeue_lost(self._engine)
+
+    async def tidy(self) -> None:
+        """Keep the indexes of the collections fast that changed since the last time."""
+        async with self._engine.connect() as connection:
+            rows = (await connection.execute(_COLLECTIONS)).all()
+        before = self._generations
+        self._generations = {row.id: row.generation for row in rows}
+        for row in rows:
+            if before is not None and before.get(row.id) != row.generation:
+                await merge_postings(self._engine, row.id)
+                await ensure_index(self._engine, row.embedding_model_id)
+
+    async def forget(self) -> None:
+        """Drop finished jobs and used Idempotency-Keys that are old."""
+        await self._jobs.delete_finished()
+        async with self._engine.begin() as connection:
+            await forget_old_keys(connection)
+
+
+_COLLECTIONS = select(Collection.id, Collection.generation, Collection.embedding_model_id)

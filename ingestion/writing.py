@@ -1,0 +1,398 @@
+"""One document version, in one transaction: all of it becomes visible, or none of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote
+from uuid import UUID, uuid4
+
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.blobs import drop_unused_blobs, read_blob, store_blob
+from app.db.chunks import ChunkRow, add_chunks
+from app.db.collections import count_change, enter_collection
+from app.db.documents import (
+    StoredDocument,
+    lock_document,
+    lock_document_at,
+    remove_version,
+    set_status,
+)
+from app.db.models import Collection, DocumentVersion
+from app.db.postings import ChunkTerms, add_postings
+from app.db.vectors import add_vectors
+from app.embedding.base import Vectors
+from app.errors import NotFound
+from ingestion.types import Chunk, ParsedDocument
+
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+
+Change = Literal["added", "updated", "unchanged"]
+
+
+class Superseded(Exception):
+    """Somebody else wrote this document meanwhile; look at its source again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Where documents are written: a collection, and the model that its vectors are of."""
+
+    tenant_id: int
+    collection_id: int
+    model_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passages:
+    """Chunks with what both search legs see of them, row by row.
+
+    `hashes` are the SHA-256 of the texts that are embedded, `terms` their index terms.
+    """
+
+    chunks: Sequence[Chunk]
+    texts: Sequence[str]
+    hashes: Sequence[bytes]
+    terms: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """Everything about a version before it is written; its chunk ids are reserved already."""
+
+    sha256: bytes
+    pipeline_digest: str
+    parsed: ParsedDocument
+    passages: Passages
+    vectors: Vectors
+    first_chunk_id: int
+
+    @property
+    def chunk_ids(self) -> range:
+        return range(self.first_chunk_id, self.first_chunk_id + len(self.passages.chunks))
+
+    @property
+    def terms_count(self) -> int:
+        return sum(map(len, self.passages.terms))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file as it was read. `seen_version_id` is the version that served when it was judged."""
+
+    path: Path
+    uri: str
+    root: str | None
+    size_bytes: int
+    changed_ns: int | None
+    seen_version_id: int | None = None
+    content: bytes = field(default=b"", repr=False)
+    sha256: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to write the next version of a document, of this original.
+
+    It is second-hand when an attempt before it ended without a word, as a dead worker's does.
+    """
+
+    id: UUID
+    document_id: UUID
+    shelf: Shelf
+    sha256: bytes
+    filename: str
+    is_second_hand: bool
+    content: bytes = field(repr=False)
+
+
+# --- files of the command -------------------------------------------------------------------------
+
+
+async def write_file(
+    connection: AsyncConnection, shelf: Shelf, file: SourceFile, version: NewVersion
+) -> Change:
+    """Make the version serve. Done a second time, after a COMMIT that got lost, it does nothing.
+
+    Raises Superseded when another version serves than the one that the file was compared with.
+    """
+    document = await _enter_file(connection, shelf, file)
+    served = document.version
+    if document.serves(version.sha256, version.pipeline_digest):
+        await _restore(connection, document, file)
+        return "unchanged"
+    if (served.id if served else None) != file.seen_version_id:
+        raise Superseded
+    await store_blob(connection, shelf.tenant_id, file.sha256, file.content)
+    await _put_version(
+        connection,
+        shelf,
+        document,
+        version,
+        metadata_=version.parsed.metadata,
+        root=document.root or file.root,
+        modified_ns=file.changed_ns,
+        blob_sha256=file.sha256,
+        size_bytes=file.size_bytes,
+    )
+    return "updated" if served else "added"
+
+
+async def restore_file(connection: AsyncConnection, shelf: Shelf, file: SourceFile) -> None:
+    """Note that the file holds again what the serving version was made of."""
+    await _restore(connection, await _enter_file(connection, shelf, file), file)
+
+
+async def record_failed_file(
+    connection: AsyncConnection,
+    shelf: Shelf,
+    file: SourceFile,
+    reason: str,
+    pipeline_digest: str | None,
+) -> None:
+    """Note why the file cannot be found; an older version goes on serving.
+
+    With a pipeline digest the failure is final for this pipeline; without, it is tried again.
+    """
+    document = await _enter_file(connection, shelf, file)
+    await set_status(
+        connection,
+        document.id,
+        "failed",
+        reason,
+        claim=None,
+        root=document.root or file.root,
+        modified_ns=file.changed_ns,
+        pipeline_digest=pipeline_digest,
+        # The original stays where it is; only what serves is kept here.
+        blob_sha256=document.version.blob_sha256 if document.version else None,
+        size_bytes=file.size_bytes,
+    )
+    await drop_unused_blobs(connection, shelf.tenant_id, [document.blob_sha256])
+
+
+async def _enter_file(
+    connection: AsyncConnection, shelf: Shelf, file: SourceFile
+) -> StoredDocument:
+    await enter_collection(connection, shelf.collection_id)
+    document, _ = await lock_document_at(
+        connection,
+        tenant_id=shelf.tenant_id,
+        collection_id=shelf.collection_id,
+        uri=file.uri,
+        title=file.path.name.encode("utf-8", "replace").decode(),
+        media_type=UNKNOWN_MEDIA_TYPE,
+    )
+    return document
+
+
+async def _restore(connection: AsyncConnection, document: StoredDocument, file: SourceFile) -> None:
+    version = document.version
+    await set_status(
+        connection,
+        document.id,
+        "ready",
+        claim=None,
+        root=document.root or file.root,
+        modified_ns=file.changed_ns,
+        pipeline_digest=version.pipeline_digest if version else None,
+        blob_sha256=file.sha256,
+        size_bytes=file.size_bytes,
+    )
+
+
+# --- documents of the worker ----------------------------------------------------------------------
+
+
+async def claim_document(
+    connection: AsyncConnection, document_id: UUID, pipeline_digest: str
+) -> Claim | None:
+    """The right to process the document, with its original, taken from whoever had it before.
+
+    None when there is nothing to do: it is gone, or what is wanted serves already.
+    """
+    document = await lock_document(connection, document_id)
+    if document is None or document.blob_sha256 is None:
+        return None
+    if document.serves(document.blob_sha256, pipeline_digest) and document.pending is None:
+        await set_status(
+            connection, document_id, "ready", claim=None, pipeline_digest=pipeline_digest
+        )
+        return None
+    content = await read_blob(connection, document.tenant_id, document.blob_sha256)
+    model_id = await connection.scalar(
+        select(Collection.embedding_model_id).where(Collection.id == document.collection_id)
+    )
+    if content is None or model_id is None:
+        return None
+    claim_id = uuid4()
+    await set_status(connection, document_id, "processing", claim=claim_id)
+    return Claim(
+        id=claim_id,
+        document_id=document_id,
+        shelf=Shelf(document.tenant_id, document.collection_id, model_id),
+        sha256=document.blob_sha256,
+        filename=unquote(document.uri.rsplit("/", 1)[-1]),
+        is_second_hand=document.claim is not None,
+        content=content,
+    )
+
+
+async def write_claimed(connection: AsyncConnection, claim: Claim, version: NewVersion) -> bool:
+    """Make the version serve; False, and nothing written, when the claim is no longer good."""
+    try:
+        await enter_collection(connection, claim.shelf.collection_id)
+    except NotFound:
+        return False
+    document = await _claimed(connection, claim)
+    if document is None:
+        return False
+    given = document.pending or {"metadata": document.metadata, "groups": document.groups}
+    await _put_version(
+        connection,
+        claim.shelf,
+        document,
+        version,
+        metadata_={**version.parsed.metadata, **given["metadata"]},
+        groups=given["groups"],
+        pending=None,
+    )
+    return True
+
+
+async def release_claim(connection: AsyncConnection, claim: Claim, reason: str | None) -> None:
+    """Give the document back to the queue after an attempt that did not finish."""
+    if await _claimed(connection, claim):
+        await set_status(connection, claim.document_id, "queued", reason, claim=None)
+
+
+async def fail_claimed(
+    connection: AsyncConnection, claim: Claim, reason: str, pipeline_digest: str
+) -> bool:
+    """Note why the document failed; False when that is no longer the claim's to say."""
+    if not await _claimed(connection, claim):
+        return False
+    await set_status(
+        connection,
+        claim.document_id,
+        "failed",
+        reason,
+        claim=None,
+        pipeline_digest=pipeline_digest,
+    )
+    return True
+
+
+async def _claimed(connection: AsyncConnection, claim: Claim) -> StoredDocument | None:
+    """The document, locked, if the claim is still the latest and its original still wanted."""
+    document = await lock_document(connection, claim.document_id)
+    if document is None or document.claim != claim.id or document.blob_sha256 != claim.sha256:
+        return None
+    return document
+
+
+# --- what both write ------------------------------------------------------------------------------
+
+
+async def _put_version(
+    connection: AsyncConnection,
+    shelf: Shelf,
+    document: StoredDocument,
+    version: NewVersion,
+    **values: Any,
+) -> None:
+    """Put a version in the place of the one that serves, if any; `values` are the document's."""
+    old = document.version
+    version_id = await _insert_version(connection, shelf, document, version)
+    await add_chunks(connection, _chunk_rows(shelf, document.id, version_id, version))
+    await add_vectors(
+        connection,
+        shelf.model_id,
+        shelf.tenant_id,
+        shelf.collection_id,
+        version.chunk_ids,
+        version.vectors,
+    )
+    await add_postings(
+        connection,
+        shelf.collection_id,
+        map(ChunkTerms, version.chunk_ids, version.passages.terms),
+    )
+    await set_status(
+        connection,
+        document.id,
+        "ready",
+        title=version.parsed.title,
+        media_type=version.parsed.media_type,
+        current_version_id=version_id,
+        pipeline_digest=version.pipeline_digest,
+        claim=None,
+        **values,
+    )
+    if old is not None:
+        await remove_version(connection, shelf.collection_id, old)
+    await drop_unused_blobs(
+        connection, shelf.tenant_id, [document.blob_sha256, old.blob_sha256 if old else None]
+    )
+    await count_change(
+        connection,
+        shelf.collection_id,
+        documents=0 if old else 1,
+        chunks=len(version.chunk_ids) - (old.chunks_count if old else 0),
+        terms=version.terms_count - (old.terms_count if old else 0),
+        language=version.parsed.language,
+    )
+
+
+async def _insert_version(
+    connection: AsyncConnection, shelf: Shelf, document: StoredDocument, version: NewVersion
+) -> int:
+    parsed = version.parsed
+    inserted = await connection.execute(
+        insert(DocumentVersion)
+        .values(
+            tenant_id=shelf.tenant_id,
+            document_id=document.id,
+            number=document.version.number + 1 if document.version else 1,
+            blob_sha256=version.sha256,
+            pipeline_digest=version.pipeline_digest,
+            text=parsed.text,
+            language=parsed.language,
+            pages_count=len(parsed.pages) or None,
+            chunks_count=len(version.chunk_ids),
+            terms_count=version.terms_count,
+            terms=sorted({term for terms in version.passages.terms for term in terms}),
+            first_chunk_id=version.chunk_ids[0],
+            last_chunk_id=version.chunk_ids[-1],
+            warnings=list(parsed.warnings),
+        )
+        .returning(DocumentVersion.id)
+    )
+    return inserted.scalar_one()
+
+
+def _chunk_rows(
+    shelf: Shelf, document_id: UUID, version_id: int, version: NewVersion
+) -> Iterator[ChunkRow]:
+    passages = version.passages
+    for chunk_id, chunk, content_hash in zip(
+        version.chunk_ids, passages.chunks, passages.hashes, strict=True
+    ):
+        yield ChunkRow(
+            id=chunk_id,
+            tenant_id=shelf.tenant_id,
+            collection_id=shelf.collection_id,
+            document_id=document_id,
+            version_id=version_id,
+            ordinal=chunk.ordinal,
+            text=chunk.text,
+            context=chunk.context,
+            heading=list(chunk.heading),
+            page=chunk.page,
+            start_char=chunk.start,
+            end_char=chunk.end,
+            tokens=chunk.tokens,
+            content_hash=content_hash,
+        )

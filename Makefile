@@ -3,6 +3,9 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
+# Errors are printed. What the lock names needs no resolving; the second run of pip adds what only
+# this platform needs. Compiling everything in advance would take longer than it ever saves.
+PIP := $(BIN)/python -m pip install -qq --no-compile
 SOURCES := app ingestion reranker evaluation migrations benchmarks tests
 
 export HF_HUB_OFFLINE := 1
@@ -41,7 +44,8 @@ $(READY): requirements.lock pyproject.toml
 	  fi; \
 	fi
 	@echo "Installing Footnote into .venv; the first time takes a few minutes."
-	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@$(PIP) --no-deps --requirement requirements.lock
+	@$(PIP) --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)

@@ -21,6 +21,8 @@ from app.errors import FootnoteError
 WRONG_USE = 2
 INTERRUPTED = 130
 
+PIPE_COLUMNS = 500
+
 # All but tab and newline: a document must not be able to move the cursor of whoever reads it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -80,15 +82,17 @@ def print_table(
     """Rows under the columns' names; `right` names, one after the other, what is a number."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in right.split() else "left")
+        side = "right" if column in right.split() else "left"
+        table.add_column(column, justify=side, no_wrap=column == "id", overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else Text(plain(str(cell))) for cell in row))
     console().print(table if table.row_count else empty)
 
 
 def console() -> Console:
-    """Standard output; words of documents never count as markup."""
-    return Console(highlight=False, markup=False, emoji=False)
+    """Standard output; words of documents never count as markup, and a pipe has no width."""
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_hits(hits: Sequence[Mapping[str, Any]]) -> None:

@@ -102,14 +102,15 @@ async def ask(
     library: LibraryDep,
     answerer: AnswererDep,
     settings: SettingsDep,
-    question: Annotated[str, Form()],
+    question: Annotated[str, Form()] = "",
     collection: Annotated[str, Form()] = DEFAULT_COLLECTION,
 ) -> Response:
     """The page with the answer in it, for browsers without scripts."""
     shown = _NO_LIBRARY
     try:
+        asked = _checked(question, settings)
         shown = await _shown_library(library, caller, collection, None)
-        exchange = await _exchange(answerer, caller, question.strip(), collection, settings)
+        exchange = await _exchange(answerer, caller, asked, collection)
     except FootnoteError as error:
         return _index(settings, shown, question=question, problem=error)
     return _index(settings, shown, exchange=exchange)
@@ -170,13 +171,16 @@ async def _shown_library(
     }
 
 
-async def _exchange(
-    answerer: Answerer, caller: Caller, question: str, collection: str, settings: Settings
-) -> Exchange:
+def _checked(question: str, settings: Settings) -> str:
+    question = question.strip()
     if not question:
         raise InvalidInput("There is no question.", hint="Write a question and ask again.")
     if len(question) > settings.max_query_chars:
         raise InvalidInput(f"A question may have at most {settings.max_query_chars} characters.")
+    return question
+
+
+async def _exchange(answerer: Answerer, caller: Caller, question: str, collection: str) -> Exchange:
     started = perf_counter()
     hits: Sequence[Hit] = ()
     events = answerer.answer(caller, Question(text=question, collections=(collection,)))

@@ -179,9 +179,9 @@ class Reading:
 
 
 def excerpt_span(at: int, cited: tuple[int, int] | None) -> tuple[int, int]:
-    """Which characters to show: from `at`, or around the cited ones."""
-    start = max(0, cited[0] - _LEAD_CHARS) if cited else at
-    return start, start + EXCERPT_CHARS
+    """Which characters to read: from `at`, or around the cited ones, and the one before them."""
+    start = max(0, (cited[0] - _LEAD_CHARS if cited else at) - 1)
+    return start, start + EXCERPT_CHARS + 1
 
 
 def reading_of(document_id: UUID, excerpt: Excerpt, cited: tuple[int, int] | None) -> Reading:
@@ -190,8 +190,10 @@ def reading_of(document_id: UUID, excerpt: Excerpt, cited: tuple[int, int] | Non
     end = start + len(text)
     if end < excerpt.total_chars and (last_line := text.rfind("\n", len(text) // 2)) > 0:
         text, end = text[:last_line], start + last_line + 1
-    if start > 0 and 0 <= (first_line := text.find("\n", 0, _LEAD_CHARS // 2)):
-        text, start = text[first_line + 1 :], start + first_line + 1
+    if start > 0:
+        # A line begins after the first character where that one ends a line.
+        begin = max(0, text.find("\n", 0, _LEAD_CHARS // 2)) + 1
+        text, start = text[begin:], start + begin
     place = f"/documents/{document_id}?at="
     html = render_passage(text, [(cited[0] - start, cited[1] - start)] if cited else ())
     return Reading(

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ingestion.markup import Fence, atx_heading, plain_heading, underline_level
+from ingestion.markup import (
+    Fence,
+    atx_heading,
+    org_heading,
+    plain_heading,
+    rst_underline,
+    underline_level,
+)
 from ingestion.types import Markup
 
 Kind = Literal["heading", "paragraph", "list", "code", "table"]
@@ -18,8 +25,6 @@ Kind = Literal["heading", "paragraph", "list", "code", "table"]
 _LIST_ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])(?:[ \t]|\r?$)")
 _RULE = re.compile(r" {0,3}(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})\r?$")
 _DELIMITER_ROW = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t\r]*$")
-_RST_UNDERLINE = re.compile(r"([=\-~^\"'`#*+.:_<>])\1{2,}[ \t\r]*$")
-_ORG_HEADING = re.compile(r"(\*+)[ \t]+(.*)")
 
 SETEXT_LINES_MAX = 2
 
@@ -91,17 +96,16 @@ def _rst_blocks(lines: list[_Line]) -> list[Block]:
     rest: list[_Line] = []
     at = 0
     while at < len(lines):
-        line, below = lines[at], lines[at + 1] if at + 1 < len(lines) else None
-        match = _RST_UNDERLINE.match(below.text) if below else None
-        starts_paragraph = (
-            at == 0 or lines[at - 1].blank or _RST_UNDERLINE.match(lines[at - 1].text)
-        )
-        if below and match and starts_paragraph and not line.blank and line.text[:1].strip():
+        line = lines[at]
+        underline = rst_underline(lines[at + 1].text) if at + 1 < len(lines) else None
+        above = lines[at - 1] if at else None
+        opens = above is None or above.blank or rst_underline(above.text) is not None
+        if underline and opens and not line.blank and not rst_underline(line.text):
             blocks += _paragraphs(rest, "paragraph")
             rest = []
-            level = levels.setdefault(match.group(1), len(levels) + 1)
-            heading = plain_heading(line.text)
-            blocks.append(Block("heading", line.start, below.end, level, heading))
+            level = levels.setdefault(underline, len(levels) + 1)
+            end = lines[at + 1].end
+            blocks.append(Block("heading", line.start, end, level, plain_heading(line.text)))
             at += 2
         else:
             rest.append(line)
@@ -113,11 +117,11 @@ def _org_blocks(lines: list[_Line]) -> list[Block]:
     blocks: list[Block] = []
     rest: list[_Line] = []
     for line in lines:
-        if match := _ORG_HEADING.match(line.text):
+        if (heading := org_heading(line.text)) is not None:
             blocks += _paragraphs(rest, "paragraph")
             rest = []
-            heading = plain_heading(match.group(2))
-            blocks.append(Block("heading", line.start, line.end, len(match.group(1)), heading))
+            level, text = heading
+            blocks.append(Block("heading", line.start, line.end, level, plain_heading(text)))
         else:
             rest.append(line)
     return blocks + _paragraphs(rest, "paragraph")

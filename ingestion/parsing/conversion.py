@@ -1,0 +1,91 @@
+"""The one place that calls kreuzberg to convert a document, and that understands its errors."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import kreuzberg
+
+from app.errors import DocumentRejected
+from ingestion.parsing.drafts import ENCRYPTED
+from ingestion.parsing.formats import Format
+
+OCR_LANGUAGES_MAX = 4
+
+_ENCRYPTION_WORDS = ("password", "encrypt", "decrypt", "protected", "security")
+_PROGRAM_PREFIX = re.compile(r"(?i)microsoft (?:office )?(?:word|powerpoint|excel)\s*-\s*")
+_JUNK_TITLE = re.compile(
+    r"(?i)(?:untitled|unbenannt|powerpoint).*|(?:document|presentation|slide|folie|diapositive|book"
+    r"|binder|model|title|page)\s*\d*"
+    r"|.*\.(?:docx?|pptx?|xlsx?|pdf|indd|dvi|tex|qxd|p65|jpe?g|png|tiff?|rtf|odt|ps|html?|fm|dwg)"
+)
+_METADATA = (
+    "subject", "authors", "keywords", "language", "created_at", "modified_at", "created_by",
+    "category", "description", "sheet_names", "from_email", "to_emails", "cc_emails",
+    "message_id", "attachments",
+)  # fmt: skip
+
+
+def ocr_languages() -> str:
+    """What Tesseract can read here, such as "deu+eng"; empty when there is no Tesseract."""
+    folder = os.environ.get("TESSDATA_PREFIX")
+    if not folder:
+        return ""
+    installed = sorted(path.stem for path in Path(folder).glob("*.traineddata"))
+    return "+".join([name for name in installed if name not in ("osd", "equ")][:OCR_LANGUAGES_MAX])
+
+
+def convert(
+    content: bytes,
+    source: Format,
+    *,
+    output: Literal["markdown", "plain"] = "markdown",
+    pages: kreuzberg.PageConfig | None = None,
+) -> kreuzberg.ExtractionResult:
+    """Raises DocumentRejected with a reason that a person understands, whatever goes wrong."""
+    languages = ocr_languages()
+    config = kreuzberg.ExtractionConfig(
+        use_cache=False,
+        enable_quality_processing=False,
+        output_format=output,
+        pages=pages,
+        ocr=kreuzberg.OcrConfig(backend="tesseract", language=languages) if languages else None,
+        disable_ocr=not languages,  # pyright: ignore[reportCallIssue] - the stubs lack it
+        concurrency=kreuzberg.ConcurrencyConfig(max_threads=1),
+    )
+    try:
+        return kreuzberg.extract_bytes_sync(content, source.media_type, config)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    # A panic of the Rust code is no Exception.
+    except BaseException as error:  # noqa: BLE001 - see above
+        raise DocumentRejected(_reason(error, source)) from None
+
+
+def _reason(error: BaseException, source: Format) -> str:
+    message = str(error).lower()
+    if any(word in message for word in _ENCRYPTION_WORDS):
+        return ENCRYPTED
+    if isinstance(error, kreuzberg.OCRError):
+        return "no text: its image could not be read by OCR"
+    if isinstance(error, kreuzberg.ValidationError) and "unsupported" in message:
+        return f"not a supported format ({source.name})"
+    return f"damaged: it cannot be read as {source.name}"
+
+
+def metadata_of(result: kreuzberg.ExtractionResult) -> dict[str, Any]:
+    found: dict[str, Any] = dict(result.metadata)
+    return {key: found[key] for key in _METADATA if found.get(key)}
+
+
+def title_of(result: kreuzberg.ExtractionResult) -> str:
+    """The document's own title, unless it is a file name or what the program put there."""
+    title = str(dict[str, Any](result.metadata).get("title") or "").strip()
+    title = _PROGRAM_PREFIX.sub("", title)
+    return "" if _JUNK_TITLE.fullmatch(title) else title
+
+
+def warnings_of(result: kreuzberg.ExtractionResult) -> list[str]:
+    """What kreuzberg left out, without the library's own words for why."""
+    return [warning.message.split(": ")[0] for warning in result.processing_warnings]

@@ -1,0 +1,89 @@
+"""Office documents, books, tables and whatever else kreuzberg converts."""
+
+import re
+import secrets
+
+import kreuzberg
+
+from ingestion.parsing import formats
+from ingestion.parsing.archives import check_unpacked_size
+from ingestion.parsing.conversion import (
+    convert,
+    metadata_of,
+    ocr_languages,
+    title_of,
+    warnings_of,
+)
+from ingestion.parsing.decoding import clean, decode, decode_markup
+from ingestion.parsing.drafts import NO_TEXT, Draft
+from ingestion.parsing.formats import Format
+from ingestion.parsing.tidying import tidy
+
+_TABLES = (formats.XLS, formats.XLSX, formats.XLSB, formats.ODS, formats.NUMBERS, formats.DBF)
+_UNTITLED = (formats.CSV, formats.TSV, formats.XML, formats.OPML, formats.BIBTEX, formats.RIS)
+_DECLARED_ENCODING = re.compile(r"""\A\s*(<\?xml[^>]{0,60}?)\sencoding=["'][^"'>]*["']""")
+_FIELD_CODE = re.compile(
+    r' ?(?:HYPERLINK|SEQ|PAGEREF|REF|INCLUDEPICTURE) (?:\\\w )?"[^"\n]*" ?(?:\\\* \w+ )?'
+)
+_UNDERLINE_TAG = re.compile(r"</?u>")
+
+
+def read_document(content: bytes, source: Format) -> Draft:
+    check_unpacked_size(content)
+    result = convert(content, source)
+    return _draft(result, tidy(clean(result.content)), is_table=source in _TABLES)
+
+
+def read_lines(content: bytes, source: Format) -> Draft:
+    """Formats whose lines kreuzberg runs together in its Markdown, but not in its plain text."""
+    result = convert(content, source, output="plain")
+    text = _FIELD_CODE.sub("", clean(result.content))
+    if source is formats.DOC:
+        text = "\n\n".join(line.strip() for line in text.split("\n") if line.strip())
+    draft = _draft(result, text, is_table=False)
+    draft.markup = "plain"
+    return draft
+
+
+def read_converted_text(content: bytes, source: Format) -> Draft:
+    is_xml = "xml" in source.media_type
+    text = decode_markup(content) if is_xml else decode(content)
+    if not text.strip():
+        return Draft()
+    result = convert(_DECLARED_ENCODING.sub(r"\1", text).encode(), source)
+    # The elements of XML and the first row of a table make no title.
+    return _draft(result, tidy(clean(result.content)), is_table=source in _UNTITLED)
+
+
+def read_slides(content: bytes, source: Format) -> Draft:
+    """Slides as pages. Their own text is given empty, so a secret marks where each begins."""
+    check_unpacked_size(content)
+    mark = f"SLIDE{secrets.token_hex(8)}N"
+    pages = kreuzberg.PageConfig(
+        extract_pages=True, insert_page_markers=True, marker_format=f"\n\n{mark}{{page_num}}\n\n"
+    )
+    result = convert(content, source, pages=pages)
+    before, *slides = re.split(rf"{mark}\d+", tidy(clean(result.content)))
+    draft = _draft(result, "", is_table=False)
+    draft.pages = [_UNDERLINE_TAG.sub("", slide).strip() for slide in slides] or [before.strip()]
+    return draft
+
+
+def read_image(content: bytes, source: Format) -> Draft:
+    if not ocr_languages():
+        return Draft(no_text="no text: it is an image (install tesseract for OCR)")
+    result = convert(content, source)
+    draft = _draft(result, tidy(clean(result.content)), is_table=True)
+    draft.no_text = "no text: OCR found none in the image"
+    return draft
+
+
+def _draft(result: kreuzberg.ExtractionResult, text: str, *, is_table: bool) -> Draft:
+    return Draft(
+        text=text,
+        title=title_of(result),
+        heading_is_title=not is_table,
+        metadata=metadata_of(result),
+        warnings=warnings_of(result),
+        no_text=NO_TEXT,
+    )

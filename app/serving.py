@@ -5,6 +5,7 @@ reason to fail and everything else takes seconds.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -81,6 +82,7 @@ def serve(
     workers of its own. Raises StartupError or DatabaseUnavailable.
     """
     is_embedded = settings.database_url is None
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.root.level))
     with ExitStack() as stack:
         listener = stack.enter_context(open_listener(settings))
         address = base_url(settings, port=listener.getsockname()[1])

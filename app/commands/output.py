@@ -21,7 +21,7 @@ from app.errors import FootnoteError
 WRONG_USE = 2
 INTERRUPTED = 130
 
-PIPE_COLUMNS = 500
+PIPE_COLUMNS = 100_000
 
 # All but tab and newline: a document must not be able to move the cursor of whoever reads it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -103,8 +103,9 @@ def print_hits(hits: Sequence[Mapping[str, Any]]) -> None:
         heading = Text.assemble((f"{number}. ", "dim"), (plain(hit["title"]), "bold"))
         heading.append(f"  {hit['score']:.3f}", "dim")
         output.print(heading)
-        output.print(Padding(Text(place(hit), "dim"), (0, 0, 0, 3)))
-        output.print(Padding(Text(plain(" ".join(hit["text"].split()))), (0, 0, 1, 3)))
+        output.print(_indented(Text(place(hit), "dim"), 3))
+        output.print(_indented(Text(plain(" ".join(hit["text"].split()))), 3))
+        output.print()
 
 
 def print_footnotes(answer: Mapping[str, Any]) -> None:
@@ -118,20 +119,25 @@ def print_footnotes(answer: Mapping[str, Any]) -> None:
             line.append(f", page {citation['page']}")
         output.print(line)
         quote = " ".join(plain(citation["quote"]).split())
-        output.print(Padding(Text(f"“{quote}”", "italic"), (0, 0, 0, 4)))
-        output.print(Padding(Text(plain(citation["uri"]), "dim"), (0, 0, 0, 4)))
+        output.print(_indented(Text(f"“{quote}”", "italic"), 4))
+        output.print(_indented(Text(plain(citation["uri"]), "dim"), 4))
     if answer["mode"] == "generated" and not answer["grounded"]:
         unsupported = [one["text"] for one in answer["sentences"] if not one["supported"]]
         output.print(Text("Not borne out by the sources:", "yellow"))
         for sentence in unsupported:
-            output.print(Padding(Text(plain(sentence), "yellow"), (0, 0, 0, 4)))
+            output.print(_indented(Text(plain(sentence), "yellow"), 4))
     if answer.get("notice"):
         output.print(Text(plain(answer["notice"]), "dim"))
 
 
 def place(hit: Mapping[str, Any]) -> str:
     """Where a passage stands: document, headings, page."""
-    parts = [hit["uri"], *hit["heading"]]
+    headings = hit["heading"]
+    parts = [hit["uri"], *headings[headings[:1] == [hit["title"]] :]]
     if hit["page"] is not None:
         parts.append(f"page {hit['page']}")
     return plain(" › ".join(parts))
+
+
+def _indented(text: Text, columns: int) -> Padding:
+    return Padding(text, (0, 0, 0, columns), expand=False)

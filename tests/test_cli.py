@@ -1,0 +1,178 @@
+"""The command: what it prints, how it ends, and how it says no."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.cli import cli
+from app.commands import library
+from tests.service import Service, over_sockets
+
+HEAVY = ("torch", "sentence_transformers", "transformers", "onnxruntime", "kreuzberg", "sqlalchemy")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOOTNOTE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FOOTNOTE_PORT", "9")  # nobody listens there
+
+
+def run(*arguments: str, input: str | None = None) -> Result:
+    return CliRunner().invoke(cli, list(arguments), input=input)
+
+
+# --- without a service ---------------------------------------------------------------------------
+
+
+def test_help_is_fast_because_it_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from app.cli import cli\n"
+        "try:\n"
+        "    cli(['--help'])\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        f"print('loaded:', [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("loaded: []\n")
+    for command in ("serve", "demo", "ingest", "worker", "search", "ask", "keys", "doctor"):
+        assert f" {command} " in done.stdout
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("footnote ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-command",),
+        ("search",),
+        ("search", "word", "--limit", "0"),
+        ("search", "word", "--mode", "magic"),
+        ("search", "word", "--filters", "{"),
+        ("keys", "create"),
+        ("demo", "--docs", "/no/such/folder"),
+        ("ingest", "/no/such/file"),
+    ],
+)
+def test_wrong_use(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOOTNOTE_PORT", "many")
+    result = run("search", "word")
+    assert result.exit_code == 2
+    assert "FOOTNOTE_PORT" in result.stderr
+    assert "What to do:" in result.stderr
+
+
+def test_no_service_and_nothing_to_open(tmp_path: Path) -> None:
+    result = run("search", "word")
+    assert result.exit_code == 2
+    assert "No Footnote answers at http://127.0.0.1:9" in result.stderr
+    assert "footnote demo" in result.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_service_that_was_named_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "home" / "postgres").mkdir(parents=True)
+    result = run("ask", "why?", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 2
+    assert "http://127.0.0.1:9" in result.stderr
+
+
+def test_something_unexpected_is_one_line_unless_debugged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the moon is full")
+
+    monkeypatch.setattr(library, "with_service", fail)
+    result = run("collections", "list")
+    assert result.exit_code == 2
+    assert "RuntimeError: the moon is full" in result.stderr
+    assert "--debug" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Traceback" in run("--debug", "collections", "list").stderr
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library, "with_service", interrupt)
+    assert run("collections", "list").exit_code == 130
+
+
+def test_a_deletion_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "with_service", lambda *_: pytest.fail("it was not to be called"))
+    assert run("collections", "delete", "all", input="n\n").exit_code == 1
+
+
+# --- with a service ------------------------------------------------------------------------------
+
+HANDBOOK = """# Travel
+
+## Approval
+
+Every journey is approved by the head of the department before it is booked.
+
+## Hotels
+
+Hotels cost at most 140 euros a night.
+"""
+
+
+@pytest.fixture
+async def address(service: Service) -> Any:
+    async with over_sockets(service) as client:
+        yield str(client.base_url)
+
+
+async def against(address: str, *arguments: str, input: str | None = None) -> Result:
+    """Run the command beside the service, which needs this thread."""
+    return await asyncio.to_thread(run, *arguments, "--url", address, input=input)
+
+
+def printed(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+async def test_collections(address: str) -> None:
+    result = await against(address, "collections", "list")
+    assert "no collections" in result.stdout
+    made = await against(address, "collections", "create", "handbook")
+    assert made.stdout == "Made the collection handbook.\n"
+    listed = printed(await against(address, "collections", "list", "--json"))
+    assert [one["name"] for one in listed["collections"]] == ["handbook"]
+    again = await against(address, "collections", "create", "handbook")
+    assert again.exit_code == 2
+    assert "handbook" in again.stderr
+    deleted = await against(address, "collections", "delete", "handbook", "--yes")
+    assert deleted.stdout.startswith("Deleted: 0 documents")
+    gone = await against(address, "collections", "delete", "handbook", "-y")
+    assert gone.exit_code == 2
+    assert "What to do:" in gone.stderr
+
+
+async def test_documents(address: str) -> None:
+    missing = await against(address, "documents", "show", "../../etc")
+    assert missing.exit_code == 2
+    listed = printed(await against(address, "documents", "list", "--json"))
+    assert listed == {"documents": []}

@@ -3,15 +3,19 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.access import DEFAULT_TENANT_ID
+from app.db.chunks import ChunkRow, add_chunks
+from app.db.collections import count_change
+from app.db.documents import reserve_chunk_ids
 from app.db.models import Blob, Collection, Document, DocumentVersion, Tenant
 from app.db.postings import ChunkTerms, add_postings
 from app.db.snapshot import Snapshot
@@ -101,8 +105,8 @@ async def add_document(
         )
     )
     terms = [extract_terms(passage, source.language) for passage in source.passages]
-    first = (await connection.execute(text("SELECT coalesce(max(id), 0) + 1 FROM chunks"))).scalar()
-    chunk_ids = [int(first or 1) + position for position in range(len(source.passages))]
+    first = await reserve_chunk_ids(connection, len(source.passages))
+    chunk_ids = list(range(first, first + len(source.passages)))
     version_id = (
         await connection.execute(
             insert(DocumentVersion)
@@ -123,32 +127,31 @@ async def add_document(
             .returning(DocumentVersion.id)
         )
     ).scalar_one()
-    start = 0
-    for ordinal, passage in enumerate(source.passages):
-        await connection.execute(
-            text(
-                """
-                INSERT INTO chunks (id, tenant_id, collection_id, document_id, version_id, ordinal,
-                  text, heading, start_char, end_char, tokens, content_hash)
-                OVERRIDING SYSTEM VALUE VALUES (:id, :tenant_id, :collection_id, :document_id,
-                  :version_id, :ordinal, :text, '{}', :start, :end, :tokens, :content_hash)
-                """
-            ).columns(),
-            {
-                "id": chunk_ids[ordinal],
-                "tenant_id": tenant_id,
-                "collection_id": collection_id,
-                "document_id": document_id,
-                "version_id": version_id,
-                "ordinal": ordinal,
-                "text": passage,
-                "start": start,
-                "end": start + len(passage),
-                "tokens": len(passage.split()),
-                "content_hash": hashlib.sha256(passage.encode()).digest(),
-            },
-        )
-        start += len(passage) + 2
+    ends = list(accumulate(len(passage) + 2 for passage in source.passages))
+    await add_chunks(
+        connection,
+        (
+            ChunkRow(
+                id=chunk_id,
+                tenant_id=tenant_id,
+                collection_id=collection_id,
+                document_id=document_id,
+                version_id=version_id,
+                ordinal=ordinal,
+                text=passage,
+                context="",
+                heading=[],
+                page=None,
+                start_char=end - 2 - len(passage),
+                end_char=end - 2,
+                tokens=len(passage.split()),
+                content_hash=hashlib.sha256(passage.encode()).digest(),
+            )
+            for ordinal, (chunk_id, passage, end) in enumerate(
+                zip(chunk_ids, source.passages, ends, strict=True)
+            )
+        ),
+    )
     await add_vectors(connection, model_id, tenant_id, collection_id, chunk_ids, vectors)
     await add_postings(
         connection,
@@ -158,15 +161,13 @@ async def add_document(
     await connection.execute(
         update(Document).where(Document.id == document_id).values(current_version_id=version_id)
     )
-    await connection.execute(
-        update(Collection)
-        .where(Collection.id == collection_id)
-        .values(
-            generation=Collection.generation + 1,
-            documents_count=Collection.documents_count + 1,
-            chunks_count=Collection.chunks_count + len(chunk_ids),
-            terms_count=Collection.terms_count + sum(map(len, terms)),
-        )
+    await count_change(
+        connection,
+        collection_id,
+        documents=1,
+        chunks=len(chunk_ids),
+        terms=sum(map(len, terms)),
+        language=source.language,
     )
     return Stored(
         document_id, version_id, chunk_ids, sorted({term for chunk in terms for term in chunk})

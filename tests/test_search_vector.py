@@ -1,0 +1,147 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.access import LOCAL_OWNER
+from app.db import vectors as stored
+from app.db.snapshot import open_snapshot
+from app.db.vectors import ensure_index, register_model
+from app.search import vector
+from app.search.scope import allowed_chunks, resolve
+from app.search.vector import SETTINGS, find_neighbours
+from tests.passages import Source, add_collection, add_document, unit_vectors
+
+DIMENSIONS = 24
+CHUNKS = 3_000
+DOCUMENTS = 60
+LIMIT = 50
+
+Query = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def queries() -> Query:
+    return unit_vectors(7, 20, DIMENSIONS)
+
+
+@pytest.fixture
+async def indexed(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncEngine:
+    """60 documents of 50 passages in the collection `large`, 20 passages in `small`, one index."""
+    monkeypatch.setattr(stored, "INDEX_FROM_ROWS", 1)
+    drawn = unit_vectors(1, CHUNKS, DIMENSIONS)
+    each = CHUNKS // DOCUMENTS
+    async with engine.begin() as connection:
+        model_id = await register_model(connection, name="m", digest="d", dimensions=DIMENSIONS)
+        large = await add_collection(connection, "large", model_id)
+        for number in range(DOCUMENTS):
+            source = Source(["x"] * each, uri=f"{number:02}", metadata={"n": number})
+            part = drawn[number * each : (number + 1) * each]
+            await add_document(connection, large, source, part)
+        small = await add_collection(connection, "small", model_id)
+        await add_document(connection, small, Source(["y"] * 20), unit_vectors(2, 20, DIMENSIONS))
+    assert await ensure_index(engine, model_id)
+    async with engine.connect() as connection:
+        await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(
+            text("VACUUM ANALYZE")
+        )
+    return engine
+
+
+async def nearest(
+    engine: AsyncEngine, query: Query, filters: dict[str, Any], limit: int = LIMIT
+) -> list[int]:
+    async with open_snapshot(engine, SETTINGS) as snapshot:
+        scope = await resolve(snapshot, LOCAL_OWNER, ["large"], filters)
+        allowed = await allowed_chunks(snapshot, scope) if scope.condition else None
+        found, _ = await find_neighbours(snapshot, scope, query, limit, allowed=allowed)
+    return found.chunk_ids.tolist()
+
+
+def force(monkeypatch: pytest.MonkeyPatch, *, index: bool) -> None:
+    monkeypatch.setattr(vector, "INDEX_COST_CHUNKS", 0 if index else 10**9)
+    monkeypatch.setattr(vector, "EXACT_CHUNKS", -1 if index else 10**9)
+
+
+@pytest.mark.parametrize(
+    ("filters", "matching"),
+    [
+        ({}, CHUNKS),
+        ({"n": {"$lt": 30}}, CHUNKS // 2),
+        ({"n": {"$lt": 6}}, CHUNKS // 10),
+        ({"n": 6}, CHUNKS // DOCUMENTS),
+    ],
+    ids=["all", "half", "a tenth", "a sixtieth"],
+)
+async def test_the_index_finds_what_comparing_all_finds(
+    indexed: AsyncEngine,
+    queries: Query,
+    monkeypatch: pytest.MonkeyPatch,
+    filters: dict[str, Any],
+    matching: int,
+) -> None:
+    found_both = 0
+    for query in queries:
+        force(monkeypatch, index=False)
+        exact = await nearest(indexed, query, filters)
+        force(monkeypatch, index=True)
+        approximate = await nearest(indexed, query, filters)
+        assert len(exact) == len(approximate) == min(LIMIT, matching)
+        found_both += len(set(exact) & set(approximate))
+    assert found_both / (len(queries) * min(LIMIT, matching)) >= 0.98
+
+
+async def test_the_index_is_used_where_it_pays(indexed: AsyncEngine, queries: Query) -> None:
+    async with open_snapshot(indexed, SETTINGS) as snapshot:
+        scope = await resolve(snapshot, LOCAL_OWNER, ["large"], {})
+        plan = await snapshot.fetch(
+            "EXPLAIN " + vector._indexed(scope) + " ORDER BY distance LIMIT 50",  # pyright: ignore[reportPrivateUsage]
+            {**scope.parameters, "query": str(queries[0].tolist())},
+        )
+    assert "_hnsw" in str(plan)
+
+
+async def test_nearest_first_and_as_similar_as_they_are(
+    indexed: AsyncEngine, queries: Query
+) -> None:
+    async with open_snapshot(indexed, SETTINGS) as snapshot:
+        scope = await resolve(snapshot, LOCAL_OWNER, ["small"], {})
+        found, asked = await find_neighbours(
+            snapshot, scope, queries[0], 5, others=np.array([CHUNKS + 1, CHUNKS + 20])
+        )
+    cosines = unit_vectors(2, 20, DIMENSIONS) @ queries[0]
+    best = np.argsort(-cosines)[:5]
+    assert (found.chunk_ids - CHUNKS - 1).tolist() == best.tolist()
+    assert found.similarities == pytest.approx(cosines[best], abs=2e-3)
+    by_id = dict(zip(asked.chunk_ids.tolist(), asked.similarities.tolist(), strict=True))
+    assert by_id == pytest.approx({CHUNKS + 1: cosines[0], CHUNKS + 20: cosines[19]}, abs=2e-3)
+
+
+async def test_others_outside_the_scope_have_no_similarity(
+    indexed: AsyncEngine, queries: Query
+) -> None:
+    async with open_snapshot(indexed, SETTINGS) as snapshot:
+        scope = await resolve(snapshot, LOCAL_OWNER, ["small"], {})
+        _, asked = await find_neighbours(
+            snapshot, scope, queries[0], 5, others=np.array([1, CHUNKS + 1])
+        )
+    assert asked.chunk_ids.tolist() == [CHUNKS + 1]
+
+
+async def test_where_the_index_gives_up_all_are_compared(
+    indexed: AsyncEngine, queries: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        vector,
+        "SETTINGS",
+        "SET LOCAL hnsw.iterative_scan = off; SET LOCAL hnsw.ef_search = 10",
+    )
+    force(monkeypatch, index=True)
+    async with open_snapshot(indexed, vector.SETTINGS) as snapshot:
+        scope = await resolve(snapshot, LOCAL_OWNER, ["large"], {"n": 6})
+        allowed = await allowed_chunks(snapshot, scope)
+        found, _ = await find_neighbours(snapshot, scope, queries[0], LIMIT, allowed=allowed)
+    assert len(found.chunk_ids) == CHUNKS // DOCUMENTS

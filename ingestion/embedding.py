@@ -4,12 +4,16 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.embedding.base import Embedder, Vectors
 from app.telemetry import CHUNKS_EMBEDDED, stage
+
+RECENT_TEXTS = 4096
+"""What was embedded last, for copies of a document that follow before the first is written."""
 
 ROUND_TEXTS = 512
 """Enough for well-filled batches of texts of equal length, few enough to take turns quickly."""
@@ -55,6 +59,7 @@ class RoundEmbedder:
     def __init__(self, embedder: Embedder) -> None:
         self.embedded_count = 0
         self._embedder = embedder
+        self._recent: dict[str, NDArray[np.float32]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rounds")
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._rounds = asyncio.create_task(self._run())
@@ -85,24 +90,31 @@ class RoundEmbedder:
             requests = [request for request in requests if not request.vectors.done()]
             if not requests:
                 continue
-            # Documents in flight at the same time may hold the same passage.
-            texts = list(dict.fromkeys(text for request in requests for text in request.texts))
             try:
-                with stage("ingest", "embed_round"):
-                    vectors = await loop.run_in_executor(
-                        self._thread, self._embedder.embed, texts, "document"
-                    )
+                vectors = await loop.run_in_executor(self._thread, self._compute, requests)
             except Exception as error:  # noqa: BLE001 - it is whoever waits who must know
                 for request in requests:
                     if not request.vectors.done():
                         request.vectors.set_exception(error)
                 continue
-            self.embedded_count += len(texts)
-            CHUNKS_EMBEDDED.inc(len(texts))
-            rows = {text: row for row, text in enumerate(texts)}
-            for request in requests:
+            for request, own in zip(requests, vectors, strict=True):
                 if not request.vectors.done():
-                    request.vectors.set_result(vectors[[rows[text] for text in request.texts]])
+                    request.vectors.set_result(own)
+
+    def _compute(self, requests: Sequence[_Request]) -> list[Vectors]:
+        """The vectors of each request; documents in flight together may hold the same text."""
+        wanted = dict.fromkeys(text for request in requests for text in request.texts)
+        new = [text for text in wanted if text not in self._recent]
+        vectors = {text: self._recent[text] for text in wanted if text in self._recent}
+        if new:
+            with stage("ingest", "embed_round"):
+                vectors.update(zip(new, self._embedder.embed(new, "document"), strict=True))
+            self.embedded_count += len(new)
+            CHUNKS_EMBEDDED.inc(len(new))
+        self._recent.update((text, vectors[text]) for text in new)
+        for text in list(islice(self._recent, max(0, len(self._recent) - RECENT_TEXTS))):
+            del self._recent[text]
+        return [np.stack([vectors[text] for text in request.texts]) for request in requests]
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:

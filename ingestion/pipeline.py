@@ -21,7 +21,7 @@ from app.telemetry import CHUNKS_REUSED, stage
 from app.terms import TERMS_VERSION, extract_terms
 from ingestion.chunking import CHUNKING_VERSION, split
 from ingestion.embedding import RoundEmbedder, assemble, new_texts
-from ingestion.parsing.documents import PARSING_VERSION
+from ingestion.parsing import PARSING_VERSION
 from ingestion.parsing.sandbox import ParserPool
 from ingestion.types import ParsedDocument, embedded_text
 from ingestion.writing import NewVersion, Passages, Shelf

@@ -24,7 +24,15 @@ from app.config import Settings
 from app.documents.records import CollectionRecord, DocumentRecord, Excerpt, Upload
 from app.errors import GenerationUnavailable
 from app.search.base import Hit
-from app.web.views import EXCERPT_CHARS, excerpt_span, exchange_of, reading_of, row_of, shelf_of
+from app.web.views import (
+    EXCERPT_CHARS,
+    excerpt_span,
+    exchange_of,
+    reading_of,
+    row_of,
+    shelf_of,
+    source_of,
+)
 from tests.service import HOME_URL, Service, open_service
 
 PASSAGE = "A *delete* removes text and vectors in one transaction. Nothing of it remains."
@@ -445,6 +453,18 @@ def test_rows_and_shelves() -> None:
         updated_at=now, chunks=0, pages=None, version=None, warnings=[],
     )  # fmt: skip
     assert row_of(record).chunks is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "source"),
+    [
+        ("upload:///note%201%3F.md", "note 1?.md, uploaded"),
+        ("file:///srv/a%23b/c.md", "/srv/a#b/c.md"),
+        ("https://example.com/a?b", "https://example.com/a?b"),
+    ],
+)
+def test_sources_are_written_for_people(uri: str, source: str) -> None:
+    assert source_of(uri) == source
 
 
 @pytest.mark.parametrize("total", [0, 10, EXCERPT_CHARS - 1, EXCERPT_CHARS, 3 * EXCERPT_CHARS])

@@ -34,6 +34,7 @@ from app.web.views import (
     reading_of,
     row_of,
     shelf_of,
+    source_of,
 )
 
 FOLDER = Path(__file__).parent
@@ -140,6 +141,7 @@ async def document(
         "document.html",
         settings,
         document=record,
+        source=source_of(record.uri),
         library_href=library_href(record.collection),
         reading=reading_of(document_id, excerpt, cited) if excerpt else None,
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode, urlsplit
 from uuid import UUID
 
 from markupsafe import Markup
@@ -164,6 +164,19 @@ def row_of(document: DocumentRecord) -> Row:
         pages=document.pages,
         href=f"/documents/{document.id}",
     )
+
+
+def source_of(uri: str) -> str:
+    """Where a document came from, for people."""
+    parts = urlsplit(uri)
+    path = unquote(parts.path)
+    match parts.scheme:
+        case "upload":
+            return f"{path.lstrip('/')}, uploaded"
+        case "file":
+            return path
+        case _:
+            return uri
 
 
 # --- reading a document ---------------------------------------------------------------------------

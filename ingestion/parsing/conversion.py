@@ -13,7 +13,7 @@ from ingestion.parsing.formats import Format
 
 OCR_LANGUAGES_MAX = 4
 
-_ENCRYPTION_WORDS = ("password", "encrypt", "decrypt", "protected", "security")
+_ENCRYPTION_WORDS = ("password", "encrypt", "decrypt", "protected", "securityerror")
 _PROGRAM_PREFIX = re.compile(r"(?i)microsoft (?:office )?(?:word|powerpoint|excel)\s*-\s*")
 _JUNK_TITLE = re.compile(
     r"(?i)(?:untitled|unbenannt|powerpoint).*|(?:document|presentation|slide|folie|diapositive|book"
@@ -65,6 +65,8 @@ def convert(
 
 def _reason(error: BaseException, source: Format) -> str:
     message = str(error).lower()
+    if "limit exceeded" in message:
+        return "it unpacks to more than is safe to read"
     if any(word in message for word in _ENCRYPTION_WORDS):
         return ENCRYPTED
     if isinstance(error, kreuzberg.OCRError):

@@ -70,7 +70,8 @@ def _has_mark(content: bytes) -> bool:
 
 def _utf8(content: bytes) -> str | None:
     try:
-        return content.decode("utf-8")
+        # Lone surrogates come from JavaScript and old Java; `clean` takes them out.
+        return content.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         return None
 

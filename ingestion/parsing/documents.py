@@ -17,6 +17,7 @@ from ingestion.parsing.language import detect_language
 from ingestion.parsing.mail import read_mail, read_mailbox, read_outlook
 from ingestion.parsing.pdf import read_pdf
 from ingestion.parsing.sniffing import extension, identify
+from ingestion.parsing.tables import read_table
 from ingestion.types import Page, ParsedDocument
 
 TITLE_CHARS_MAX = 200
@@ -63,6 +64,8 @@ def _read(content: bytes, filename: str, source: Format, allowance: Allowance) -
             return read_pdf(content)
         case Reader.SLIDES:
             return office.read_slides(content, source)
+        case Reader.TABLE:
+            return read_table(content, source)
         case Reader.CONVERTED_TEXT:
             return office.read_converted_text(content, source)
         case Reader.CONVERTED:

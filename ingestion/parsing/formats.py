@@ -13,8 +13,9 @@ class Reader(Enum):
     HTML = auto()
     PDF = auto()
     SLIDES = auto()
+    TABLE = auto()
     CONVERTED_TEXT = auto()
-    """Text that kreuzberg converts: CSV, XML, LaTeX, notebooks."""
+    """Text that kreuzberg converts: XML, LaTeX, notebooks."""
     CONVERTED = auto()
     """Everything else that kreuzberg converts."""
     LINES = auto()
@@ -85,8 +86,8 @@ JSON = _text("application/json", "JSON", "code")
 YAML = _text("application/yaml", "YAML", "code")
 TOML = _text("application/toml", "TOML", "code")
 HTML = Format("text/html", "an HTML page", Reader.HTML, Family.TEXT)
-CSV = _converted("text/csv", "a CSV table")
-TSV = _converted("text/tab-separated-values", "a table of tab-separated values")
+CSV = Format("text/csv", "a CSV table", Reader.TABLE, Family.TEXT)
+TSV = Format("text/tab-separated-values", "a table in text", Reader.TABLE, Family.TEXT)
 XML = _converted("application/xml", "XML")
 DOCBOOK = _converted("application/docbook+xml", "DocBook")
 FICTION_BOOK = _converted("application/x-fictionbook+xml", "a FictionBook")

@@ -20,7 +20,7 @@ from ingestion.parsing.formats import Format
 from ingestion.parsing.tidying import tidy
 
 _TABLES = (formats.XLS, formats.XLSX, formats.XLSB, formats.ODS, formats.NUMBERS, formats.DBF)
-_UNTITLED = (formats.CSV, formats.TSV, formats.XML, formats.OPML, formats.BIBTEX, formats.RIS)
+_UNTITLED = (formats.XML, formats.OPML, formats.BIBTEX, formats.RIS)
 _DECLARED_ENCODING = re.compile(r"""\A\s*(<\?xml[^>]{0,60}?)\sencoding=["'][^"'>]*["']""")
 _FIELD_CODE = re.compile(
     r' ?(?:HYPERLINK|SEQ|PAGEREF|REF|INCLUDEPICTURE) (?:\\\w )?"[^"\n]*" ?(?:\\\* \w+ )?'

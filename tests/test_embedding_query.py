@@ -29,7 +29,11 @@ async def one_thread(gated: GatedEmbedder) -> AsyncIterator[QueryEmbedder]:
 
 
 def ask(embedder: QueryEmbedder, *texts: str, kind: Any = "query") -> "asyncio.Task[Any]":
-    return asyncio.create_task(embedder.embed(texts, kind))
+    async def answer() -> Any:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await embedder.embed(texts, kind)
+
+    return asyncio.create_task(answer())
 
 
 async def until(condition: Callable[[], bool]) -> None:

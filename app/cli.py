@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+from evaluation.cli import app as evaluation
 from ingestion.cli import app as ingestion
 
 from app.commands import asking, library
@@ -117,6 +118,7 @@ cli.add_typer(ingestion)
 cli.add_typer(library.collections, name="collections")
 cli.add_typer(library.documents, name="documents")
 cli.add_typer(keys, name="keys")
+cli.add_typer(evaluation, name="eval")
 
 
 def main() -> None:

@@ -1,0 +1,122 @@
+"""`footnote eval`: how well does a running Footnote find, by judged questions."""
+
+import asyncio
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from evaluation.run import Outcome, Tell
+
+Mode = Literal["hybrid", "vector", "keyword"]
+
+app = typer.Typer(help="Measure how well a running Footnote finds.", no_args_is_help=True)
+
+
+@app.callback()
+def commands() -> None:
+    """Measure how well a running Footnote finds."""
+
+
+@app.command("run")
+def run_datasets(
+    datasets: Annotated[
+        list[Path],
+        typer.Argument(help="Folders with corpus.jsonl, queries.jsonl and qrels/.", metavar="DIR…"),
+    ],
+    url: Annotated[
+        str, typer.Option(help="The service's address.", metavar="URL")
+    ] = "http://127.0.0.1:8008",
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="FOOTNOTE_API_KEY", help="An API key.", metavar="KEY"),
+    ] = None,
+    mode: Annotated[
+        list[Mode] | None,
+        typer.Option(help="Only this mode; may be repeated.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which of the judgements in qrels/.")] = "test",
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Write DIR/NAME.json for each dataset.", metavar="DIR"),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the collections that are made.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ingest datasets into collections of their own, search them in each mode, and measure.
+
+    A document scores as its best passage does. Everything goes through the HTTP API, as it would
+    for any client.
+    """
+    from evaluation.report import (  # noqa: PLC0415 - `footnote` loads this file for every command
+        outcome_record,
+        outcome_table,
+        write_record,
+    )
+
+    modes: list[Mode] = mode or ["hybrid", "vector", "keyword"]
+    outcomes = asyncio.run(_run_all(datasets, split, url, api_key, modes, keep, as_json))
+    if results is not None:
+        for outcome in outcomes:
+            write_record(outcome, results)
+    if as_json:
+        typer.echo(json.dumps({"outcomes": [outcome_record(outcome) for outcome in outcomes]}))
+    else:
+        Console().print(outcome_table(outcomes))
+
+
+async def _run_all(
+    folders: list[Path],
+    split: str,
+    url: str,
+    api_key: str | None,
+    modes: list[Mode],
+    keep: bool,
+    is_quiet: bool,
+) -> "list[Outcome]":
+    from evaluation.datasets import load_dataset  # noqa: PLC0415 - as above
+    from evaluation.run import run  # noqa: PLC0415 - as above
+    from evaluation.service import open_service  # noqa: PLC0415 - as above
+
+    datasets = [load_dataset(folder, split) for folder in folders]
+    outcomes: list[Outcome] = []
+    async with open_service(url, api_key) as service:
+        for dataset in datasets:
+            with _progress(dataset.name, is_quiet=is_quiet) as tell:
+                outcomes.append(await run(service, dataset, modes, tell, keep=keep))
+    return outcomes
+
+
+@contextmanager
+def _progress(name: str, *, is_quiet: bool) -> "Generator[Tell]":
+    """A bar for each step of a run."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=is_quiet) as progress:
+        steps: dict[str, TaskID] = {}
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in steps:
+                steps[step] = progress.add_task(f"{name}: {step}")
+            progress.update(steps[step], completed=done, total=total)
+
+        yield tell

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,26 @@ def ocr_languages() -> str:
         return ""
     installed = sorted(path.stem for path in Path(folder).glob("*.traineddata"))
     return "+".join([name for name in installed if name not in ("osd", "equ")][:OCR_LANGUAGES_MAX])
+
+
+class PageMarks:
+    """Has kreuzberg write a secret mark where each page begins.
+
+    Slides and scanned pages have their text between the marks, and none under `result.pages`.
+    """
+
+    def __init__(self) -> None:
+        self._mark = f"PAGE{secrets.token_hex(8)}N"
+        self.config = kreuzberg.PageConfig(
+            extract_pages=True,
+            insert_page_markers=True,
+            marker_format=f"\n\n{self._mark}{{page_num}}\n\n",
+        )
+
+    def split(self, text: str) -> list[str]:
+        """The text of each page; one page where nothing is marked."""
+        before, *pages = re.split(rf"{self._mark}\d+", text)
+        return [page.strip() for page in pages or [before]]
 
 
 def convert(

@@ -1,13 +1,13 @@
 """Office documents, books, tables and whatever else kreuzberg converts."""
 
 import re
-import secrets
 
 import kreuzberg
 
 from ingestion.parsing import formats
 from ingestion.parsing.archives import check_unpacked_size
 from ingestion.parsing.conversion import (
+    PageMarks,
     convert,
     metadata_of,
     ocr_languages,
@@ -56,16 +56,12 @@ def read_converted_text(content: bytes, source: Format) -> Draft:
 
 
 def read_slides(content: bytes, source: Format) -> Draft:
-    """Slides as pages. Their own text is given empty, so a secret marks where each begins."""
+    """Slides as pages."""
     check_unpacked_size(content)
-    mark = f"SLIDE{secrets.token_hex(8)}N"
-    pages = kreuzberg.PageConfig(
-        extract_pages=True, insert_page_markers=True, marker_format=f"\n\n{mark}{{page_num}}\n\n"
-    )
-    result = convert(content, source, pages=pages)
-    before, *slides = re.split(rf"{mark}\d+", tidy(clean(result.content)))
+    marks = PageMarks()
+    result = convert(content, source, pages=marks.config)
     draft = _draft(result, "", is_table=False)
-    draft.pages = [_UNDERLINE_TAG.sub("", slide).strip() for slide in slides] or [before.strip()]
+    draft.pages = marks.split(_UNDERLINE_TAG.sub("", tidy(clean(result.content))))
     return draft
 
 

@@ -11,7 +11,14 @@ from collections import Counter
 import kreuzberg
 
 from ingestion.markup import atx_heading, plain_heading
-from ingestion.parsing.conversion import convert, metadata_of, ocr_languages, title_of, warnings_of
+from ingestion.parsing.conversion import (
+    PageMarks,
+    convert,
+    metadata_of,
+    ocr_languages,
+    title_of,
+    warnings_of,
+)
 from ingestion.parsing.decoding import clean
 from ingestion.parsing.drafts import Draft
 from ingestion.parsing.formats import PDF
@@ -33,14 +40,18 @@ _NUMBER = re.compile(r"\d+|\b[ivxlc]+\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
 _NO_TITLE = re.compile(r"(?i)(?:table of )?contents|inhalt(?:sverzeichnis)?|sommaire|\d.*")
 
-_PAGES = kreuzberg.PageConfig(extract_pages=True)
-
 
 def read_pdf(content: bytes) -> Draft:
-    result = convert(content, PDF, pages=_PAGES)
-    pages = [_lines(page["content"]) for page in result.pages or []]
+    marks = PageMarks()
+    result = convert(content, PDF, pages=marks.config)
     markdown = tidy(clean(result.content))
-    title = title_of(result) or _title_on(pages[0] if pages else [], markdown)
+    pages = [_lines(page["content"]) for page in result.pages or []]
+    if not any(line for page in pages for line in page):
+        return _scanned(result, marks.split(markdown), len(pages))
+    title = title_of(result) or _title_on(pages[0], markdown)
+    warnings = warnings_of(result)
+    if blank_count := sum(not any(page) for page in pages):
+        warnings.append(f"{blank_count} of its {len(pages)} pages have no text: scanned, or empty")
     pages = _without_furniture(pages)
     headings = _headings(markdown, pages)
     return Draft(
@@ -48,7 +59,18 @@ def read_pdf(content: bytes) -> Draft:
         title=title,
         heading_is_title=False,
         metadata=metadata_of(result),
-        warnings=warnings_of(result),
+        warnings=warnings,
+    )
+
+
+def _scanned(result: kreuzberg.ExtractionResult, texts: list[str], pages_count: int) -> Draft:
+    """Pages of pictures, with what OCR has read in them."""
+    return Draft(
+        text="\n\n".join(texts),
+        pages=texts if len(texts) == pages_count else [],
+        title=title_of(result),
+        heading_is_title=False,
+        metadata=metadata_of(result),
         no_text=(
             "no text: OCR found none in its pages"
             if ocr_languages()

@@ -8,8 +8,6 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from evaluation.cli import app as evaluation
-from ingestion.cli import app as ingestion
 
 from app.commands import asking, library
 from app.commands.demo import demo
@@ -17,6 +15,8 @@ from app.commands.keys import keys
 from app.commands.output import WRONG_USE, AsJson, CommandGroup, console, quiet_settings
 from app.config import load_settings
 from app.telemetry import configure_logging
+from evaluation.cli import app as evaluation
+from ingestion.cli import app as ingestion
 
 PR_SET_PDEATHSIG = 1
 

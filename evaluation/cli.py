@@ -4,8 +4,9 @@ import asyncio
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,7 +22,12 @@ from rich.progress import (
 if TYPE_CHECKING:
     from evaluation.run import Outcome, Tell
 
-Mode = Literal["hybrid", "vector", "keyword"]
+
+class Mode(StrEnum):
+    HYBRID = "hybrid"
+    VECTOR = "vector"
+    KEYWORD = "keyword"
+
 
 app = typer.Typer(help="Measure how well a running Footnote finds.", no_args_is_help=True)
 
@@ -69,7 +75,7 @@ def run_datasets(
         write_record,
     )
 
-    modes: list[Mode] = mode or ["hybrid", "vector", "keyword"]
+    modes = [one.value for one in mode or Mode]
     outcomes = asyncio.run(_run_all(datasets, split, url, api_key, modes, keep, as_json))
     if results is not None:
         for outcome in outcomes:
@@ -85,7 +91,7 @@ async def _run_all(
     split: str,
     url: str,
     api_key: str | None,
-    modes: list[Mode],
+    modes: list[str],
     keep: bool,
     is_quiet: bool,
 ) -> "list[Outcome]":

@@ -74,10 +74,15 @@ def ingest(
 
     settings = load_settings(log_level="warning")
     configure_logging(settings)
+    selection = Selection(tuple(include or ()), tuple(exclude or ()))
+    try:
+        selection.check()
+    except ValueError as error:
+        raise InvalidInput(f"{error}", hint="Write patterns as in .gitignore.") from error
     order = Order(
         paths=_existing(paths),
         collection=collection,
-        selection=Selection(tuple(include or ()), tuple(exclude or ())),
+        selection=selection,
         retry_failed=retry_failed,
         is_rehearsal=dry_run,
     )
@@ -170,7 +175,7 @@ async def _sync_once(order: "Order", tools: "Tools", *, is_quiet: bool) -> "Repo
     from ingestion.runner import sync  # noqa: PLC0415 - heavy, and not for every command
 
     try:
-        with shown_progress(tools.rounds, is_quiet=is_quiet) as progress:
+        with shown_progress(tools, is_quiet=is_quiet) as progress:
             return await sync(order, tools, progress)
     except OSError as error:
         raise InvalidInput(

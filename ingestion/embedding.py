@@ -57,7 +57,6 @@ class RoundEmbedder:
     """
 
     def __init__(self, embedder: Embedder) -> None:
-        self.embedded_count = 0
         self._embedder = embedder
         self._recent: dict[str, NDArray[np.float32]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rounds")
@@ -109,7 +108,6 @@ class RoundEmbedder:
         if new:
             with stage("ingest", "embed_round"):
                 vectors.update(zip(new, self._embedder.embed(new, "document"), strict=True))
-            self.embedded_count += len(new)
             CHUNKS_EMBEDDED.inc(len(new))
         self._recent.update((text, vectors[text]) for text in new)
         for text in list(islice(self._recent, max(0, len(self._recent) - RECENT_TEXTS))):

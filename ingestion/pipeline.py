@@ -99,7 +99,9 @@ async def store(
             vectors=vectors,
             first_chunk_id=await tools.transaction(reserve),
         )
-        return await tools.transaction(lambda connection: write(connection, version))
+        result = await tools.transaction(lambda connection: write(connection, version))
+        tools.chunks_count += len(passages.chunks)
+        return result
 
 
 def cut(parsed: ParsedDocument, embedder: Embedder, chunk_tokens: int) -> Passages:
@@ -129,7 +131,10 @@ DATABASE_PATIENCE_SECONDS = 30.0
 
 
 class Tools:
-    """The pipeline's parser, model and database, for as long as `open_tools` is open."""
+    """The pipeline's parser, model and database, for as long as `open_tools` is open.
+
+    `chunks_count` counts what has gone through it so far.
+    """
 
     def __init__(
         self,
@@ -144,6 +149,7 @@ class Tools:
         self.embedder = embedder
         self.parsers = parsers
         self.rounds = rounds
+        self.chunks_count = 0
         self.pipeline_digest = digest_of(embedder, settings)
         # More threads would only fight for the interpreter.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chunking")

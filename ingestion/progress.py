@@ -7,7 +7,7 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ingestion.embedding import RoundEmbedder
+from ingestion.pipeline import Tools
 from ingestion.sources.files import FoundFile
 
 FILE_COST_BYTES = 4096
@@ -17,11 +17,11 @@ FILE_COST_BYTES = 4096
 class ProgressBar:
     """Counts files for people, and bytes for the time left, because files differ in size."""
 
-    def __init__(self, shown: Progress, task: TaskID, rounds: RoundEmbedder) -> None:
+    def __init__(self, shown: Progress, task: TaskID, tools: Tools) -> None:
         self._shown = shown
         self._task = task
-        self._rounds = rounds
-        self._embedded_before = rounds.embedded_count
+        self._tools = tools
+        self._chunks_before = tools.chunks_count
         self._started = monotonic()
         self._files_count = self._files_done = 0
 
@@ -32,7 +32,7 @@ class ProgressBar:
     def advance(self, file: FoundFile) -> None:
         self._files_done += 1
         seconds = max(0.001, monotonic() - self._started)
-        chunks_per_second = (self._rounds.embedded_count - self._embedded_before) / seconds
+        chunks_per_second = (self._tools.chunks_count - self._chunks_before) / seconds
         self._shown.update(
             self._task,
             advance=file.size_bytes + FILE_COST_BYTES,
@@ -42,7 +42,7 @@ class ProgressBar:
 
 
 @contextmanager
-def shown_progress(rounds: RoundEmbedder, *, is_quiet: bool) -> Generator[ProgressBar]:
+def shown_progress(tools: Tools, *, is_quiet: bool) -> Generator[ProgressBar]:
     """A bar on standard error, gone when the run ends; nothing where nobody watches."""
     console = Console(stderr=True)
     with Progress(
@@ -54,4 +54,4 @@ def shown_progress(rounds: RoundEmbedder, *, is_quiet: bool) -> Generator[Progre
         transient=True,
         disable=is_quiet or not console.is_terminal,
     ) as shown:
-        yield ProgressBar(shown, shown.add_task("ingesting", total=None, state=""), rounds)
+        yield ProgressBar(shown, shown.add_task("ingesting", total=None, state=""), tools)

@@ -10,15 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.access import LOCAL_OWNER
 from app.config import Settings
 from app.db.session import open_sessions
 from app.documents.library import Library
-from app.errors import Conflict, EmbeddingUnavailable, InvalidInput
+from app.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    EmbeddingUnavailable,
+    InvalidInput,
+    StorageFull,
+)
 from app.jobs import Jobs
 from ingestion.pipeline import Tools, open_tools
 from ingestion.runner import Order, Report, sync
@@ -434,4 +441,82 @@ async def test_the_library_sees_what_was_ingested(
     await assert_consistent(engine)
     assert await contents(engine) == {}
     # The file is still there, so the next run brings the document back.
+    assert counts(await run(tools, docs)) == (1, 0, 0, 0, 0)
+
+
+class FlakyEngine:
+    """Loses the connection now and then: before COMMIT, or right after it, where nobody knows."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self.begun = 0
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        self.begun += 1
+        number = self.begun
+        async with self._engine.begin() as connection:
+            yield connection
+            if number % 5 == 0:
+                raise psycopg.OperationalError("lost before COMMIT")
+        if number % 3 == 0:
+            raise psycopg.OperationalError("lost after COMMIT")
+
+
+async def test_connections_lost_at_commit_double_nothing(
+    docs: Path, tools: Tools, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaky = FlakyEngine(engine)
+    monkeypatch.setattr("app.db.transactions.FIRST_PAUSE_SECONDS", 0.001)
+    for number in range(12):
+        put(docs, f"{number}.md", f"# Number {number}", *sections(f"n{number}"))
+    put(docs, "empty.md", "")
+    with monkeypatch.context() as patched:
+        patched.setattr(tools, "engine", flaky)
+        patched.setattr("ingestion.books._Collection.tidy", lambda _: asyncio.sleep(0))
+        report = await run(tools, docs)
+        assert report.counts["failed"] == 1
+        assert len(await contents(engine)) == 12
+        for number in range(6):
+            (docs / f"{number}.md").unlink()
+        put(docs, "7.md", "# Number 7", *sections("edited"))
+        await run(tools, docs)
+    assert flaky.begun > 60
+    await assert_consistent(engine)
+    assert len(await contents(engine)) == 6
+    assert counts(await run(tools, docs)) == (0, 0, 6, 0, 1)
+
+
+async def test_a_database_that_stays_away_ends_the_run(
+    docs: Path, tools: Tools, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(docs, "a.md", "# A", *sections("one"))
+    monkeypatch.setattr("ingestion.pipeline.DATABASE_PATIENCE_SECONDS", 0.2)
+
+    class Away:
+        def begin(self) -> None:
+            raise psycopg.OperationalError("connection refused by db.internal")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tools, "engine", Away())
+        with pytest.raises(DatabaseUnavailable) as raised:
+            await run(tools, docs)
+    assert "db.internal" not in raised.value.detail
+    assert counts(await run(tools, docs)) == (1, 0, 0, 0, 0)
+
+
+async def test_a_full_disk_ends_the_run_and_leaves_no_part(
+    docs: Path, tools: Tools, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(docs, "a.md", "# A", *sections("one"))
+
+    async def full(*_: object) -> None:
+        raise psycopg.errors.DiskFull("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ingestion.writing.add_postings", full)
+        with pytest.raises(StorageFull):
+            await run(tools, docs)
+    assert await contents(engine) == {}
+    await assert_consistent(engine)
     assert counts(await run(tools, docs)) == (1, 0, 0, 0, 0)

@@ -78,6 +78,10 @@ class Selection:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
 
+    def check(self) -> None:
+        """Raise ValueError for a pattern that makes no sense."""
+        _selection_specs(tuple(self.include), tuple(self.exclude))
+
     def reaches(self, relative: PurePath) -> bool:
         """Whether a walk with these patterns would come to this path and take it."""
         parts = relative.parts
@@ -238,7 +242,6 @@ def _ignored(path: Path, ignores: Sequence[_Ignores], *, is_folder: bool) -> boo
 def _selection_specs(
     include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> tuple[pathspec.GitIgnoreSpec, pathspec.GitIgnoreSpec]:
-    """Raises ValueError for a pattern that makes no sense."""
     return pathspec.GitIgnoreSpec.from_lines(include), pathspec.GitIgnoreSpec.from_lines(exclude)
 
 

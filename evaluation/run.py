@@ -71,9 +71,13 @@ async def run(
 
 
 async def _ingest(service: Service, name: str, dataset: Dataset, tell: Tell) -> dict[str, str]:
-    """Upload everything and wait for it; returns the dataset's ids by the service's."""
+    """Upload everything that says something and wait for it; the dataset's ids by the service's.
+
+    Some sets hold empty documents, which no service could find; they stay in the judgements.
+    """
+    documents = [one for one in dataset.documents if one.title.strip() or one.text.strip()]
     ids = await _each(
-        dataset.documents,
+        documents,
         lambda document: service.upload(name, document),
         UPLOADS_AT_ONCE,
         tell,
@@ -91,7 +95,7 @@ async def _ingest(service: Service, name: str, dataset: Dataset, tell: Tell) -> 
             )
         tell("ingest", len(ids) - waiting, len(ids))
         await asyncio.sleep(POLL_SECONDS)
-    return {given: document.id for given, document in zip(ids, dataset.documents, strict=True)}
+    return {given: document.id for given, document in zip(ids, documents, strict=True)}
 
 
 async def _each(

@@ -62,6 +62,14 @@ class MethodNotAllowed(FootnoteError):
     title = "This address does not take that method"
     default_hint = "Use a method of the header Allow; /openapi.json lists all."
 
+    def __init__(self, detail: str | None = None, *, allowed: str = "") -> None:
+        super().__init__(detail)
+        self.allowed = allowed
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Allow": self.allowed}
+
 
 class RequestTimeout(FootnoteError):
     status = 408
@@ -158,6 +166,10 @@ class Unavailable(FootnoteError):
         super().__init__(detail, hint=hint)
         if retry_after_seconds is not None:
             self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": str(self.retry_after_seconds)}
 
 
 class DatabaseUnavailable(Unavailable):

@@ -36,9 +36,12 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with open_resources(settings, redis_kind=redis_kind) as resources:
             app.state.resources = resources
-            app.state.health = Health(resources)
             app.state.rate_limits = RateLimits(settings, resources.redis)
-            yield
+            app.state.health = Health(resources)
+            try:
+                yield
+            finally:
+                await app.state.health.close()
 
     app = FastAPI(
         title="Footnote",

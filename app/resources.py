@@ -54,6 +54,9 @@ class DatabaseWatch:
                     "The service asks for API keys, and there is none.",
                     hint="Make one with `footnote keys create NAME --scope read`, then start again.",
                 )
+        except DatabaseUnavailable:
+            self.problem = DatabaseUnavailable()
+            raise
         except FootnoteError as error:
             self.problem = error
             raise
@@ -159,7 +162,7 @@ def open_redis(settings: Settings) -> Redis | None:
     """A client that gives up at once: whoever uses Redis here can do without it."""
     if settings.redis_url is None:
         return None
-    return Redis.from_url(
+    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
         settings.redis_url.get_secret_value(),
         socket_timeout=settings.redis_timeout_seconds,
         socket_connect_timeout=settings.redis_timeout_seconds,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from psycopg import sql
+from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -69,9 +71,9 @@ def migrate(url: str, revision: str = "head") -> None:
     engine.dispose()
 
 
-@pytest.fixture
-def database_url(server_url: Callable[[str], str]) -> Iterator[str]:
-    """A migrated database of the test's own, dropped after it."""
+@contextmanager
+def new_database(server_url: Callable[[str], str]) -> Iterator[str]:
+    """The URL of a migrated database, which is dropped at the end."""
     name = f"test_{uuid4().hex}"
     with psycopg.connect(server_url("postgres"), autocommit=True) as admin:
         admin.execute(
@@ -81,6 +83,13 @@ def database_url(server_url: Callable[[str], str]) -> Iterator[str]:
         )
         yield server_url(name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database_url(server_url: Callable[[str], str]) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    with new_database(server_url) as url:
+        yield url
 
 
 @pytest.fixture
@@ -104,3 +113,24 @@ def embedder(settings: Settings) -> Any:
     from app.embedding.loading import open_embedder  # noqa: PLC0415 - heavy, and not every test
 
     return open_embedder(settings)
+
+
+@pytest.fixture
+def service_settings(settings: Settings, database_url: str) -> Settings:
+    """Settings of a service on the test's own database, without Redis and without a model."""
+    return settings.model_copy(update={"database_url": SecretStr(database_url)})
+
+
+@pytest.fixture
+def shared_embedder(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services opened in the test share the model that is loaded already."""
+    monkeypatch.setattr("app.resources.open_embedder", lambda *_args, **_options: embedder)
+
+
+@pytest.fixture
+async def service(service_settings: Settings, shared_embedder: None) -> AsyncIterator[Any]:
+    """The whole application, in this process; see tests/service.py."""
+    from tests.service import open_service  # noqa: PLC0415 - heavy, and not every test
+
+    async with open_service(service_settings) as opened:
+        yield opened

@@ -98,8 +98,8 @@ async def read_original(document_id: UUID, caller: CallerDep, library: LibraryDe
     original = await library.content(caller, document_id)
     return Response(
         original.content,
-        media_type=original.media_type,
         headers={
+            "Content-Type": original.media_type,
             # Somebody else's file must never run as a page of this service.
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(original.filename)}",
             "Content-Security-Policy": "default-src 'none'; sandbox",

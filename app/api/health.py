@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from time import monotonic, perf_counter
 from typing import Annotated, Generic, TypeVar
@@ -32,6 +31,7 @@ VERSION = version("footnote")
 CHECK_TIMEOUT_SECONDS = 1.0
 FRESH_SECONDS = 0.5
 MODEL_SERVERS_FRESH_SECONDS = 3.0
+NO_ANSWER = "no answer"
 
 Value = TypeVar("Value")
 
@@ -43,10 +43,30 @@ class Health:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._database = _Remembered(self._ask_database, FRESH_SECONDS)
-        self._redis = _Remembered(self._ask_redis, FRESH_SECONDS)
-        self._queue = _Remembered(self._ask_queue, FRESH_SECONDS)
-        self._model_servers = _Remembered(self._ask_model_servers, MODEL_SERVERS_FRESH_SECONDS)
+        self._database = _Remembered(
+            self._ask_database,
+            late=DatabaseCheck(status="down", reason=NO_ANSWER),
+            fresh_seconds=FRESH_SECONDS,
+        )
+        self._redis = _Remembered(
+            self._ask_redis,
+            late=RedisCheck(status="degraded", kind=resources.redis_kind, reason=NO_ANSWER),
+            fresh_seconds=FRESH_SECONDS,
+        )
+        self._queue = _Remembered(
+            self._ask_queue,
+            late=QueueCheck(status="degraded", reason=NO_ANSWER),
+            fresh_seconds=FRESH_SECONDS,
+        )
+        self._model_servers = _Remembered(
+            self._ask_model_servers,
+            late=ModelServersCheck(status="degraded", reason=NO_ANSWER),
+            fresh_seconds=MODEL_SERVERS_FRESH_SECONDS,
+        )
+
+    async def close(self) -> None:
+        for asked in (self._database, self._redis, self._queue, self._model_servers):
+            await asked.close()
 
     async def report(self) -> HealthReply:
         database, redis, queue = await asyncio.gather(
@@ -81,7 +101,7 @@ class Health:
                 async with self._resources.monitor.connect() as connection:
                     await connection.execute(text("SELECT 1"))
         except Exception as error:  # noqa: BLE001 - whatever it is, the database is not there
-            return DatabaseCheck(status="down", reason=f"no answer ({type(error).__name__})")
+            return DatabaseCheck(status="down", reason=f"{NO_ANSWER} ({type(error).__name__})")
         return DatabaseCheck(status="ok", latency_ms=_milliseconds_since(started))
 
     async def _ask_redis(self) -> RedisCheck:
@@ -94,7 +114,7 @@ class Health:
                 await self._resources.redis.ping()  # pyright: ignore[reportUnknownMemberType]
         except (RedisError, OSError, TimeoutError) as error:
             return RedisCheck(
-                status="degraded", kind=kind, reason=f"no answer ({type(error).__name__})"
+                status="degraded", kind=kind, reason=f"{NO_ANSWER} ({type(error).__name__})"
             )
         return RedisCheck(status="ok", kind=kind, latency_ms=_milliseconds_since(started))
 
@@ -105,7 +125,7 @@ class Health:
             async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
                 backlog = await self._resources.jobs.backlog()
         except (FootnoteError, TimeoutError) as error:
-            return QueueCheck(status="degraded", reason=f"no answer ({type(error).__name__})")
+            return QueueCheck(status="degraded", reason=f"{NO_ANSWER} ({type(error).__name__})")
         return QueueCheck(
             status="ok" if backlog.workers else "degraded",
             reason=None
@@ -149,41 +169,55 @@ def _check_of(servers: Sequence[InstanceHealth]) -> ModelServersCheck:
     )
 
 
-@dataclass(slots=True)
 class _Remembered(Generic[Value]):
-    """The latest answer of `ask`, which never runs twice at a time."""
+    """The latest answer of `ask`, which never runs twice at a time.
 
-    ask: Callable[[], Awaitable[Value]]
-    fresh_seconds: float
-    _value: Value | None = None
-    _asked_at: float = 0.0
-    _asking: "asyncio.Future[Value] | None" = None
+    `late` stands for an answer that takes longer than CHECK_TIMEOUT_SECONDS: giving up on a server
+    that hangs can itself take seconds.
+    """
+
+    def __init__(
+        self, ask: Callable[[], Awaitable[Value]], *, late: Value, fresh_seconds: float
+    ) -> None:
+        self._ask = ask
+        self._late = late
+        self._fresh_seconds = fresh_seconds
+        self._value: Value | None = None
+        self._answered_at = 0.0
+        self._asking: asyncio.Task[Value] | None = None
 
     async def fresh(self) -> Value:
-        if self._value is not None and monotonic() - self._asked_at < self.fresh_seconds:
+        if self._value is not None and not self._is_old():
             return self._value
-        return await asyncio.shield(self._begin())
+        asking = self._begin()
+        await asyncio.wait({asking}, timeout=CHECK_TIMEOUT_SECONDS)
+        return asking.result() if asking.done() else self._late
 
     async def latest(self) -> Value:
         """What was known last, asked for anew behind it; waits only when nothing is known."""
         if self._value is None:
             return await self.fresh()
-        if monotonic() - self._asked_at >= self.fresh_seconds:
+        if self._is_old():
             self._begin()
         return self._value
 
-    def _begin(self) -> "asyncio.Future[Value]":
-        if self._asking is None:
-            self._asking = asyncio.ensure_future(self._ask())
+    async def close(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait({self._asking})
+
+    def _is_old(self) -> bool:
+        return monotonic() - self._answered_at >= self._fresh_seconds
+
+    def _begin(self) -> "asyncio.Task[Value]":
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._run())
         return self._asking
 
-    async def _ask(self) -> Value:
-        try:
-            self._value = await self.ask()
-            self._asked_at = monotonic()
-            return self._value
-        finally:
-            self._asking = None
+    async def _run(self) -> Value:
+        self._value = await self._ask()
+        self._answered_at = monotonic()
+        return self._value
 
 
 def _milliseconds_since(started: float) -> float:

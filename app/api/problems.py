@@ -1,7 +1,7 @@
 """From any exception to one `application/problem+json` reply (RFC 9457), and never a trace."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -16,7 +16,6 @@ from starlette.responses import Response
 from app.api.schemas import Problem
 from app.db.transactions import translated_errors
 from app.errors import (
-    BodyTooLarge,
     DatabaseUnavailable,
     FootnoteError,
     InvalidInput,
@@ -24,22 +23,12 @@ from app.errors import (
     MethodNotAllowed,
     NotFound,
     Unavailable,
-    UnsupportedMedia,
 )
 from app.telemetry import request_id
 
 MEDIA_TYPE = "application/problem+json"
 
 log = structlog.get_logger(__name__)
-
-_BY_STATUS: Mapping[int, type[FootnoteError]] = {
-    400: MalformedRequest,
-    404: NotFound,
-    405: MethodNotAllowed,
-    413: BodyTooLarge,
-    415: UnsupportedMedia,
-}
-
 
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": "What was wrong"},
@@ -67,8 +56,7 @@ def to_footnote_error(error: Exception) -> FootnoteError:
             # FastAPI wraps what fails while a body is read.
             if isinstance(error.__cause__, FootnoteError):
                 return error.__cause__
-            kind = _BY_STATUS.get(error.status_code, FootnoteError)
-            return kind(error.detail) if kind is MalformedRequest else kind()
+            return _of_status(error)
         case SQLAlchemyError() | psycopg.Error():
             return _of_database(error)
         case TimeoutError():
@@ -123,10 +111,21 @@ def install(app: FastAPI) -> None:
 async def _reply(_: Request, error: Exception) -> Response:
     told = to_footnote_error(error)
     note(error, told)
-    response = problem_response(told)
-    if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
-        response.headers["Allow"] = error.headers["Allow"]
-    return response
+    return problem_response(told)
+
+
+def _of_status(error: HTTPException) -> FootnoteError:
+    match error.status_code:
+        case 400:
+            return MalformedRequest(error.detail)
+        case 404:
+            return NotFound(
+                "There is nothing at this address.", hint="GET /openapi.json lists every address."
+            )
+        case 405:
+            return MethodNotAllowed(allowed=(error.headers or {}).get("Allow", ""))
+        case _:
+            return FootnoteError()
 
 
 def _of_validation(error: RequestValidationError) -> FootnoteError:

@@ -43,8 +43,8 @@ async def search(
         took_ms=round((perf_counter() - started) * 1000, 2),
         cache=dict(result.cache),
     )
-    if body.explain:
-        reply.explanation = dict(result.explanation or {})
+    if result.explanation is not None:
+        reply.explanation = dict(result.explanation)
     return reply
 
 

@@ -1,0 +1,76 @@
+"""The whole application in this process, on a database of the test's own."""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import make_url
+
+from app.config import Settings
+from app.main import create_app
+from app.resources import Resources
+
+HOME_URL = "http://127.0.0.1:8008"
+
+
+@dataclass(frozen=True)
+class Service:
+    """`client` calls it as the person at the machine does; where keys are asked for, add one."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+
+    @property
+    def resources(self) -> Resources:
+        resources: Resources = self.app.state.resources
+        return resources
+
+    async def key(self, *scopes: str, **limits: Collection[str] | None) -> dict[str, str]:
+        """The header of a new key."""
+        options: Any = limits
+        _, token = await self.resources.keyring.create("test", scopes=scopes, **options)
+        return {"Authorization": f"Bearer {token}"}
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncGenerator[Service]:
+    app = create_app(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HOME_URL) as client,
+    ):
+        yield Service(app, client)
+
+
+def unix_socket_of(settings: Settings) -> Path:
+    """Where the test's own PostgreSQL listens."""
+    assert settings.database_url is not None
+    query = make_url(settings.database_url.get_secret_value()).query
+    return Path(str(query["host"])) / f".s.PGSQL.{query['port']}"
+
+
+@asynccontextmanager
+async def over_sockets(service: Service) -> AsyncGenerator[httpx.AsyncClient]:
+    """The same service behind a real server, for what only shows on a real connection."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(
+            uvicorn.Config(service.app, lifespan="off", log_config=None, access_log=False)
+        )
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            async with httpx.AsyncClient(base_url=address, timeout=30) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            await running

@@ -70,7 +70,7 @@ class Fence:
 
 def plain_heading(text: str) -> str:
     """A heading as people read it: no links, emphasis, tags or attributes, at most 120 characters."""
-    text = _ATTRIBUTES.sub("", text[: 4 * HEADING_CHARS_MAX].strip().rstrip("#"))
+    text = _ATTRIBUTES.sub("", text[: 4 * HEADING_CHARS_MAX].strip().rstrip("#").rstrip())
     for _ in range(2):  # a link around an image
         text = _IMAGE_OR_LINK.sub(r"\1", text)
     text = html.unescape(_EMPHASIS.sub("", _TAG.sub("", text)).replace("\\", ""))

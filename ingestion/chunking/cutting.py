@@ -35,12 +35,14 @@ _KEPT_WHOLE: frozenset[Kind] = frozenset({"code", "table"})
 class Sizes:
     """Weights. A piece has `limit` at most, or `limit_hard` where that keeps a block whole.
 
-    One of less than `small` is too little to stand alone.
+    What stands before a block too heavy for one piece goes with its first part while it is
+    `small`; what stands before any other block only while it is `tiny`.
     """
 
     limit: int
     limit_hard: int
     small: int
+    tiny: int
 
 
 def cut(
@@ -49,12 +51,21 @@ def cut(
     """Where the piece ends that begins at `position`, in `blocks[first]`.
 
     At the end of a block, such that the pieces of all blocks come out about even; inside a block
-    only when it is too heavy for a piece, or would leave a small one before it.
+    only when it is too heavy for a piece, or would leave next to nothing before it.
     """
     end = blocks[-1].end
     weight = scale.weigh(position, end)
     if weight <= sizes.limit:
         return end
+    place = _place_to_cut(text, scale, blocks, first, position, sizes)
+    leaves_crumbs = scale.weigh(place, end) < sizes.tiny
+    return end if leaves_crumbs and weight <= sizes.limit_hard else place
+
+
+def _place_to_cut(
+    text: str, scale: Scale, blocks: Sequence[Block], first: int, position: int, sizes: Sizes
+) -> int:
+    weight = scale.weigh(position, blocks[-1].end)
     ideal = weight / ceil(weight / sizes.limit)
     best, best_weight = position, 0
     block = blocks[first]
@@ -64,11 +75,11 @@ def cut(
             best, best_weight = block.end, weight
         first += 1
         block = blocks[first]
-    if best_weight >= sizes.small:
+    fits_alone = scale.weigh(block.start, block.end) <= sizes.limit
+    if best_weight >= (sizes.tiny if fits_alone else sizes.small):
         return best
     if weight <= sizes.limit_hard:
         return block.end
-    fits_alone = scale.weigh(block.start, block.end) <= sizes.limit
     if best_weight and fits_alone and block.kind in _KEPT_WHOLE:
         return best
     return _cut_inside(text, scale, block, position, weight, sizes.limit)

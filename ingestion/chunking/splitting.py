@@ -38,7 +38,7 @@ class _Splitter:
         self._parsed = parsed
         self._text = parsed.text
         self._chunk_tokens = chunk_tokens
-        self._small = chunk_tokens // 3
+        self._small, self._tiny = chunk_tokens // 2, chunk_tokens // 8
         self._page_starts = [page.start for page in parsed.pages]
         self._blocks, block_pages = self._read()
         texts = [self._text[block.start : block.end] for block in self._blocks]
@@ -67,9 +67,9 @@ class _Splitter:
     def chunks(self) -> list[Chunk]:
         sizes = Smallness(
             limit=self._chunk_tokens,
-            limit_hard=self._chunk_tokens + self._chunk_tokens // 8,
+            limit_hard=self._chunk_tokens + self._tiny,
             small=self._small,
-            tiny=self._chunk_tokens // 8,
+            tiny=self._tiny,
         )
         chunks: list[Chunk] = []
         for group in gather(self._sections, self._blocks, self._scale, sizes):
@@ -89,7 +89,7 @@ class _Splitter:
         position, first = blocks[0].start, 0
         while first < len(blocks):
             context = self._tables.context(position, limit)
-            sizes = Sizes(limit - context.weight, room - context.weight, self._small)
+            sizes = Sizes(limit - context.weight, room - context.weight, self._small, self._tiny)
             end = cut(self._text, self._scale, blocks, first, position, sizes)
             yield position, end, context.text
             position = end

@@ -39,7 +39,7 @@ class TableHeaders:
                     _Header(
                         rows_start=block.end if rows_start < 0 else rows_start + 1,
                         end=block.end,
-                        text=header.strip(),
+                        text=" ".join(header.split()),
                         weight=scale.weigh(block.start, header_end),
                     )
                 )

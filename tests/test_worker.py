@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import LOCAL_OWNER
 from app.config import Settings
+from app.db.schema import check_database
 from app.db.session import open_sessions
 from app.documents.library import Library
 from app.documents.records import DocumentRecord, Upload
@@ -20,7 +21,7 @@ from app.embedding.base import TextKind, Vectors
 from app.errors import DocumentRejected, NotFound
 from app.jobs import Jobs
 from ingestion.parsing.sandbox import ParserPool
-from ingestion.pipeline import Tools, open_tools
+from ingestion.pipeline import Original, Tools, open_tools, process
 from ingestion.worker import Maintenance, run_worker
 from ingestion.writing import claim_document, fail_claimed, release_claim, write_claimed
 from tests.doubles.word_embedder import WordEmbedder
@@ -313,15 +314,13 @@ async def title_is(library: Library, document_id: UUID, title: str) -> bool:
 
 async def prepared(tools: Tools, claim: Any) -> Any:
     """The version that a claim's attempt would write."""
-    from ingestion import pipeline  # noqa: PLC0415
-
     caught: list[Any] = []
 
     async def catch(_: Any, version: Any) -> None:
         caught.append(version)
 
-    original = pipeline.Original(claim.filename, claim.sha256, claim.content)
-    await pipeline.process(original, claim.shelf, tools, catch)
+    original = Original(claim.filename, claim.sha256, claim.content)
+    await process(original, claim.shelf, tools, catch)
     return caught[0]
 
 
@@ -407,6 +406,28 @@ async def test_the_worker_outlives_its_connections(
         assert (await settled(library, second)).status == "ready"
     assert len(await contents(engine)) == 2
     await assert_consistent(engine)
+
+
+async def test_a_worker_waits_for_its_database(
+    settings: Settings, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestion.worker.RECONNECT_PAUSES_SECONDS", (0.05,))
+    tried: list[AsyncEngine] = []
+
+    async def away(engine: AsyncEngine) -> None:
+        tried.append(engine)
+        await check_database(engine)
+
+    monkeypatch.setattr("ingestion.worker.check_database", away)
+    stop = asyncio.Event()
+    nowhere = "postgresql://127.0.0.1:1/none"
+    task = asyncio.create_task(
+        run_worker(settings, nowhere, concurrency=1, stop=stop, embedder=embedder)
+    )
+    await until(lambda: len(tried) > 3)
+    assert not task.done()
+    stop.set()
+    await task
 
 
 async def test_a_stopped_worker_puts_its_work_back(

@@ -34,7 +34,7 @@ async def collection_id(engine: AsyncEngine) -> int:
 async def contents(
     connection: AsyncConnection, collection_id: int, terms: Sequence[str]
 ) -> Contents:
-    found = await read_postings(await reading(connection), [collection_id], terms)
+    found = await read_postings(await reading(connection), np.array([collection_id]), terms)
     return {
         term: list(
             zip(
@@ -111,7 +111,9 @@ async def test_collections_do_not_see_each_others_postings(
     await add_postings(connection, collection_id, [ChunkTerms(1, ["cat"])])
     await add_postings(connection, other_id, [ChunkTerms(2, ["cat"])])
     assert await contents(connection, other_id, ["cat"]) == {"cat": [(2, 1, 1)]}
-    both = await read_postings(await reading(connection), [collection_id, other_id], ["cat"])
+    both = await read_postings(
+        await reading(connection), np.array([collection_id, other_id]), ["cat"]
+    )
     assert both["cat"].chunk_ids.tolist() == [1, 2]
 
 
@@ -166,7 +168,7 @@ async def test_merged_rows_are_bounded(engine: AsyncEngine, collection_id: int) 
         assert sum(lengths) == 30_000 * 8
         assert max(lengths) <= MERGED_ROW_BYTES + 8 * step
         assert len(lengths) <= 5
-        found = await read_postings(await reading(connection), [collection_id], ["cat"])
+        found = await read_postings(await reading(connection), np.array([collection_id]), ["cat"])
         assert found["cat"].chunk_ids.tolist() == list(range(1, 30_001))
 
 
@@ -181,7 +183,7 @@ async def test_versions_that_commit_out_of_order_are_read_in_order(
         await quick.commit()
         await merge_postings(engine, collection_id)
         await slow.commit()
-        found = await read_postings(await reading(quick), [collection_id], ["cat"])
+        found = await read_postings(await reading(quick), np.array([collection_id]), ["cat"])
         assert found["cat"].chunk_ids.tolist() == [1, 2, 3, 4]
 
 
@@ -268,7 +270,7 @@ async def test_writes_removals_and_merges_at_once_lose_and_double_nothing(
         for n in range(10)
     ]
     async with engine.connect() as connection:
-        found = await read_postings(await reading(connection), [collection_id], terms)
+        found = await read_postings(await reading(connection), np.array([collection_id]), terms)
     assert {term: found[term].chunk_ids.tolist() for term in terms} == dict.fromkeys(
         terms, expected
     )

@@ -99,7 +99,7 @@ async def test_the_index_is_used_where_it_pays(indexed: AsyncEngine, queries: Qu
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], {})
         plan = await snapshot.fetch(
             "EXPLAIN " + vector._indexed(scope) + " ORDER BY distance LIMIT 50",  # pyright: ignore[reportPrivateUsage]
-            {**scope.parameters, "query": str(queries[0].tolist())},
+            {**scope.parameters, "query": queries[0]},
         )
     assert "_hnsw" in str(plan)
 

@@ -288,12 +288,10 @@ _MERGE = text(
 
 
 async def read_postings(
-    snapshot: Snapshot, collection_ids: Sequence[int], terms: Sequence[str]
+    snapshot: Snapshot, collection_ids: NDArray[np.int64], terms: Sequence[str]
 ) -> dict[str, PostingList]:
     """The postings of those terms that occur, over all the collections together."""
-    rows = await snapshot.fetch(
-        _READ, {"collection_ids": list(collection_ids), "terms": list(terms)}
-    )
+    rows = await snapshot.fetch(_READ, {"collection_ids": collection_ids, "terms": list(terms)})
     return {term: PostingList(_ascending(_decode(payload))) for term, payload in rows}
 
 

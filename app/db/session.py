@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from app.config import Settings
+from app.db import arrays
 
 Sessions = async_sessionmaker[AsyncSession]
 
@@ -27,6 +28,7 @@ def libpq_url(url: str) -> str:
 
 def open_engine(settings: Settings, url: str, *, pool_size: int | None = None) -> AsyncEngine:
     """An engine whose waiting is bounded: connecting, getting a connection, every statement."""
+    arrays.register()
     timeout_seconds = settings.database_timeout_seconds
     arguments: dict[str, Any] = {
         "connect_timeout": max(1, round(timeout_seconds)),

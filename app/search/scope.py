@@ -58,10 +58,6 @@ class Scope:
     parameters: Mapping[str, Any]
 
     @property
-    def collection_ids(self) -> list[int]:
-        return [collection.id for collection in self.collections]
-
-    @property
     def chunks_count(self) -> int:
         return sum(collection.chunks_count for collection in self.collections)
 
@@ -113,7 +109,7 @@ async def resolve(
         parameters["groups"] = sorted(caller.groups)
         conditions.append("(d.groups = '{}' OR d.groups && %(groups)s::text[])")
     parameters["tenant_id"] = caller.tenant_id
-    parameters["collection_ids"] = [collection.id for collection in collections]
+    parameters["collection_ids"] = np.array([collection.id for collection in collections])
     return Scope(model, collections, " AND ".join(conditions) or None, parameters)
 
 

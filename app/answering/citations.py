@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.answering.sentences import Kind, Sentence, readable, split_sentences
+from app.answering.words import content_terms
 
 MAX_RANGE = 10
 MAX_HELD_BACK_CHARS = 60
@@ -112,12 +113,13 @@ class Claim:
 class ClaimReader:
     """Collects text with canonical markers into claims, as soon as each is complete.
 
-    A heading claims nothing. A sentence that ends in a colon is one with what it announces.
+    A heading claims nothing. A sentence that ends in a colon, or says no more than yes, is one
+    with the sentence after it.
     """
 
     def __init__(self) -> None:
         self._unfinished = ""
-        self._announcement = ""
+        self._opening: tuple[str, tuple[int, ...]] = ("", ())
         self._unmarked: list[str] = []
         self._last_markers: tuple[int, ...] = ()
 
@@ -133,9 +135,10 @@ class ClaimReader:
 
     def finish(self) -> list[Claim]:
         claims = self._claims(split_sentences(self._unfinished))
-        if self._announcement:
-            self._unmarked.append(self._announcement)
-        return claims + [Claim(text, self._last_markers, False) for text in self._unmarked]
+        text, markers = self._opening
+        if text:
+            claims += self._claim(text, markers)
+        return claims + [Claim(each, self._last_markers, False) for each in self._unmarked]
 
     def _claims(self, sentences: Sequence[Sentence]) -> list[Claim]:
         claims: list[Claim] = []
@@ -144,19 +147,52 @@ class ClaimReader:
             text, markers = _text_and_markers(raw, sentence.kind)
             if sentence.kind == "heading" or not text:
                 continue
-            if self._announcement:
-                text = f"{self._announcement} {text}"
-                self._announcement = ""
-            if markers:
-                claims += [Claim(each, markers, False) for each in self._unmarked]
-                claims.append(Claim(text, markers, True))
-                self._unmarked = []
-                self._last_markers = markers
-            elif text.endswith(":") and sentence.kind != "code":
-                self._announcement = text
+            before, markers_before = self._opening
+            self._opening = ("", ())
+            text = f"{before} {text}".lstrip()
+            markers = tuple(dict.fromkeys((*markers_before, *markers)))
+            if sentence.kind != "code" and _only_opens(text):
+                self._opening = (text, markers)
             else:
-                self._unmarked.append(text)
+                claims += self._claim(text, markers)
         return claims
+
+    def _claim(self, text: str, markers: tuple[int, ...]) -> list[Claim]:
+        if not markers:
+            self._unmarked.append(text)
+            return []
+        claims = [Claim(each, markers, False) for each in self._unmarked]
+        self._unmarked = []
+        self._last_markers = markers
+        return [*claims, Claim(text, markers, True)]
+
+
+class Draft:
+    """An answer as it comes from a model: what to show of it, and what it claims."""
+
+    def __init__(self, sources_count: int) -> None:
+        self.text = ""
+        self._markers = MarkerReader(sources_count)
+        self._claims = ClaimReader()
+
+    def add(self, piece: str) -> tuple[str, list[Claim]]:
+        """The text that may be shown after this piece, and the claims complete with it."""
+        return self._shown(self._markers.feed(piece))
+
+    def finish(self) -> tuple[str, list[Claim]]:
+        """The rest of both."""
+        shown, claims = self._shown(self._markers.finish())
+        return shown, claims + self._claims.finish()
+
+    def _shown(self, text: str) -> tuple[str, list[Claim]]:
+        if not self.text:
+            text = text.lstrip()
+        self.text += text
+        return text, self._claims.feed(text) if text else []
+
+
+def _only_opens(text: str) -> bool:
+    return text.endswith(":") or len(content_terms(text)) < 2
 
 
 def _text_and_markers(raw: str, kind: Kind) -> tuple[str, tuple[int, ...]]:

@@ -56,6 +56,10 @@ class Candidate:
     embedded_text: str
     terms: frozenset[str]
 
+    @property
+    def reading(self) -> str:
+        return "\n".join(part for part in (self.text, self.block) if part)
+
 
 def find_candidates(hits: Sequence[Hit]) -> list[Candidate]:
     """At most MAX_CANDIDATES from the first passages, in the order of the passages."""
@@ -94,6 +98,21 @@ def choose(
     places = list(dict.fromkeys(candidates[each].place for each in chosen))
     chosen.sort(key=lambda each: (places.index(candidates[each].place), candidates[each].start))
     return [candidates[each] for each in chosen]
+
+
+def written(candidate: Candidate, marker: int, *, after: str) -> str:
+    """The candidate with its marker, and what sets it off from the answer `after` which it comes.
+
+    The marker stands before a block, where it cannot be taken for a part of the code.
+    """
+    if not after:
+        space = ""
+    elif candidate.block or after.endswith("\n") or "\n" in after.rsplit("\n\n", 1)[-1]:
+        space = "\n\n"
+    else:
+        space = " "
+    text = f"{candidate.text} [{marker}]".lstrip()
+    return f"{space}{text}" + (f"\n\n{candidate.block}" if candidate.block else "")
 
 
 def _rarity(question_terms: Sequence[str], candidates: Sequence[Candidate]) -> dict[str, float]:

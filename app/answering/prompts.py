@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.answering.citations import without_markers
+from app.answering.sentences import split_sentences
 from app.llm.base import GenerationOptions, Message
 from app.search.base import Hit
 
@@ -36,6 +37,17 @@ SAFETY_TOKENS = 96
 HISTORY_SHARE = 0.25
 MIN_SOURCE_CHARS = 200
 """A source cut shorter than this says too little to be worth its place."""
+
+_SOURCES = r"(?:(?:provided|given|available)\s+)?(?:sources?|documents?|passages?|context)"
+_DECLINES = re.compile(
+    r"(?:i['’]m sorry,?\s+(?:but\s+)?|sorry,?\s+(?:but\s+)?|unfortunately,?\s+)?"
+    r"(?:based on the (?:provided |given )?\w+,?\s+)?"
+    rf"(?:(?:the|these)\s+{_SOURCES}\s+(?:(?:provided|given)\s+)?"
+    r"(?:do(?:es)?\s+not|don['’]t|doesn['’]t|contains?\s+no\b|provides?\s+no\b)"
+    rf"|none of the\s+{_SOURCES}\b"
+    r"|i\s+(?:could\s+not|couldn['’]t|cannot|can['’]t)\s+find)",
+    re.IGNORECASE,
+)
 
 _CLOSING_TAG = re.compile(r"<(?=/?source\b)", re.IGNORECASE)
 _FENCED = re.compile(r"(^\s{0,3}```.*?^\s{0,3}```)", re.DOTALL | re.MULTILINE)
@@ -83,6 +95,18 @@ def build_prompt(
         Message("user", "\n\n".join(["Sources:", *sources, asked])),
     )
     return Prompt(messages, len(sources))
+
+
+def is_declining(answer: str) -> bool:
+    """Whether a model's answer says that the sources do not hold one.
+
+    Models vary the sentence that they are given. One that goes on with something from the
+    sources, and cites it, does answer.
+    """
+    if not _DECLINES.match(answer.lstrip(' *_"“')):
+        return False
+    cited = without_markers(answer) != answer
+    return not cited or len(split_sentences(answer)) == 1
 
 
 def estimate_tokens(text: str) -> int:

@@ -143,14 +143,14 @@ class GroundedAnswerer:
         text = ""
         for candidate in chosen:
             marker = candidate.place + 1
-            piece = written(candidate, marker, after=text)
-            text += piece
-            yield TextDelta(piece)
+            shown = written(candidate.piece, marker, after=text)
+            text += shown
+            yield TextDelta(shown)
             for citation in grounding.add(
-                candidate.reading,
+                candidate.piece.reading,
                 (marker,),
                 supported=True,
-                quotes=[(marker, candidate.start, candidate.end)],
+                quotes=[(marker, candidate.piece.start, candidate.piece.end)],
             ):
                 yield CitationFound(citation)
         yield Finished(self._extracted(found, text, grounding))

@@ -5,11 +5,11 @@ Whoever calls embeds the candidates (one call) and gives their similarity to the
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log
 
-from app.answering.sentences import Kind, Sentence, readable, split_sentences
+from app.answering.sentences import Sentence, readable, split_sentences
 from app.answering.words import content_terms
 from app.search.base import Hit
 
@@ -26,6 +26,7 @@ OVERLAP_WEIGHT = 0.5
 penalty, by how often the best sentences hold the answers of SQuAD: anything from 0.4 to 0.6 does."""
 RANK_PENALTY = 0.01
 """For each place that the passage stands below the first."""
+LEANING_PENALTY = 0.05
 KEPT_SHARE = 0.75
 """Further sentences must score this share of the best one's score."""
 SAME_SHARE = 0.7
@@ -34,31 +35,40 @@ SAME_SHARE = 0.7
 _ENDS = re.compile(r"[.!?…。！？:;][\"”’')\]*_`»」』]*(?:\s*\[[^\]]*\])*$")
 _LEANS_BACK = re.compile(
     r"(?:it|its|this|that|these|those|they|their|he|she|his|her|such|both|however|also|then|"
-    r"therefore|thus|instead|otherwise|additionally|furthermore|moreover)\b",
+    r"and|but|or|so|therefore|thus|instead|otherwise|additionally|furthermore|moreover)\b",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A sentence that could be the answer.
+class Piece:
+    """What a passage says at `start:end`: `text`, and the `block` of code or items after it.
 
-    `hits[place].text[start:end]` is what it quotes; `text` is how it reads, `block` what follows
-    on lines of its own (code, a list). `embedded_text` puts it under its title, because short
-    sentences say little by themselves.
+    One that `leans_back` points to a sentence that is not at hand.
     """
 
-    place: int
     start: int
     end: int
     text: str
-    block: str
-    embedded_text: str
-    terms: frozenset[str]
+    block: str = ""
+    leans_back: bool = False
 
     @property
     def reading(self) -> str:
         return "\n".join(part for part in (self.text, self.block) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A piece of `hits[place]` that could be the answer; it quotes `text[start:end]` of that hit.
+
+    `embedded_text` puts it under its title, because short sentences say little by themselves.
+    """
+
+    place: int
+    piece: Piece
+    embedded_text: str
+    terms: frozenset[str]
 
 
 def find_candidates(hits: Sequence[Hit]) -> list[Candidate]:
@@ -85,6 +95,7 @@ def choose(
         similarity
         + OVERLAP_WEIGHT * sum(weights[term] for term in weights if term in candidate.terms) / total
         - RANK_PENALTY * candidate.place
+        - LEANING_PENALTY * candidate.piece.leans_back
         for candidate, similarity in zip(candidates, similarities, strict=True)
     ]
     best_first = sorted(range(len(candidates)), key=lambda each: -scores[each])
@@ -96,23 +107,22 @@ def choose(
             chosen.append(each)
     # Passages in the order of their best sentence, and the sentences of one as it has them.
     places = list(dict.fromkeys(candidates[each].place for each in chosen))
-    chosen.sort(key=lambda each: (places.index(candidates[each].place), candidates[each].start))
+    chosen.sort(
+        key=lambda each: (places.index(candidates[each].place), candidates[each].piece.start)
+    )
     return [candidates[each] for each in chosen]
 
 
-def written(candidate: Candidate, marker: int, *, after: str) -> str:
-    """The candidate with its marker, and what sets it off from the answer `after` which it comes.
+def written(piece: Piece, marker: int, *, after: str) -> str:
+    """The piece with its marker, and what sets it off from `after`, the answer up to it.
 
     The marker stands before a block, where it cannot be taken for a part of the code.
     """
-    if not after:
-        space = ""
-    elif candidate.block or after.endswith("\n") or "\n" in after.rsplit("\n\n", 1)[-1]:
-        space = "\n\n"
-    else:
-        space = " "
-    text = f"{candidate.text} [{marker}]".lstrip()
-    return f"{space}{text}" + (f"\n\n{candidate.block}" if candidate.block else "")
+    text = f"{piece.text} [{marker}]".lstrip()
+    if not piece.block:
+        ends_in_block = "\n" in after
+        return f"\n\n{text}" if ends_in_block else f" {text}" if after else text
+    return ("\n\n" if after else "") + f"{text}\n\n{piece.block}"
 
 
 def _rarity(question_terms: Sequence[str], candidates: Sequence[Candidate]) -> dict[str, float]:
@@ -126,85 +136,109 @@ def _rarity(question_terms: Sequence[str], candidates: Sequence[Candidate]) -> d
 
 
 def _say_the_same(one: Candidate, other: Candidate) -> bool:
-    if one.place == other.place and one.start < other.end and other.start < one.end:
+    if (
+        one.place == other.place
+        and one.piece.start < other.piece.end
+        and other.piece.start < one.piece.end
+    ):
         return True
     fewer = min(len(one.terms), len(other.terms))
     return fewer > 0 and len(one.terms & other.terms) >= SAME_SHARE * fewer
 
 
 def _candidates_of(place: int, hit: Hit, *, whole_only: bool) -> list[Candidate]:
-    sentences = split_sentences(hit.text)
-    heading = hit.heading[-1] if hit.heading else ""
-    above = heading or hit.title
-    table_header: list[str] = []
+    above = hit.heading[-1] if hit.heading else hit.title
     found: list[Candidate] = []
-    after = 0
-    for number, sentence in enumerate(sentences):
-        raw = hit.text[sentence.start : sentence.end]
-        text = readable(raw, sentence.kind)
-        if sentence.start < after:
-            continue  # part of the list that the sentence before announced
-        if sentence.kind == "heading" or text.endswith(("?", "？")):
-            # Neither answers anything, but both say what the next sentences are about.
-            above = text.lstrip("# ")
-            continue
-        start, end, block = sentence.start, sentence.end, ""
-        if sentence.kind == "row":
-            if _is_table_header(hit.text, sentences, number):
-                table_header = _cells(raw)
-                continue
-            text = _row_text(table_header, _cells(raw))
-        elif sentence.kind == "code":
-            text, block = "", raw
-        elif text.endswith(":"):
-            end, block = _announced(hit.text, sentences, number)
-            if not block:
-                continue
-            after = end
-        elif whole_only and not _is_whole(text):
-            continue
-        elif _LEANS_BACK.match(text) and (before := _before(sentences, number)):
-            start = before.start
-            text = f"{readable(hit.text[start : before.end], before.kind)} {text}"
-        if end - start > MAX_SENTENCE_CHARS:
-            continue
-        embedded = f"{above}: {text} {block}".strip()
-        terms = frozenset(content_terms(f"{text} {block}"))
-        found.append(Candidate(place, start, end, text, block, embedded, terms))
+    for piece in _pieces(hit.text, whole_only=whole_only):
+        if isinstance(piece, str):
+            above = piece
+        elif piece.end - piece.start <= MAX_SENTENCE_CHARS:
+            embedded = f"{above}: {piece.reading}"
+            terms = frozenset(content_terms(piece.reading))
+            found.append(Candidate(place, piece, embedded, terms))
     return found
 
 
-def _is_whole(text: str) -> bool:
-    least = MIN_SENTENCE_CHARS if _ENDS.search(text) else MIN_FRAGMENT_CHARS
-    return len(text) >= least
+def _pieces(text: str, *, whole_only: bool) -> Iterator[Piece | str]:
+    """The pieces of a passage, and the headings and questions among them.
 
-
-def _before(sentences: Sequence[Sentence], number: int) -> Sentence | None:
-    """The sentence before in the same paragraph."""
-    before = sentences[number - 1]
-    return before if number and before.block == sentences[number].block else None
-
-
-def _announced(text: str, sentences: Sequence[Sentence], number: int) -> tuple[int, str]:
-    """Where that ends which a sentence with a colon announces, and how it reads.
-
-    A block of code, or the items of a list, as far as they fit.
+    Neither a heading nor a question answers anything, but both say what comes after them.
     """
+    sentences = split_sentences(text)
+    table_header: list[str] = []
+    end = 0
+    for number, sentence in enumerate(sentences):
+        if sentence.start < end:
+            continue  # part of the list that the sentence before announced
+        raw = text[sentence.start : sentence.end]
+        reading = readable(raw, sentence.kind)
+        if sentence.kind == "heading" or reading.endswith(("?", "？")):
+            yield reading.lstrip("# ")
+        elif sentence.kind == "row" and _is_table_header(text, sentences, number):
+            table_header = _cells(raw)
+        elif sentence.kind == "row":
+            yield Piece(sentence.start, sentence.end, _row_text(table_header, _cells(raw)))
+        elif sentence.kind == "code":
+            piece = _with_introduction(text, sentences, number)
+            if piece.text or not whole_only:
+                yield piece
+        elif reading.endswith(":"):
+            piece = _with_announced(text, sentences, number, reading)
+            end = piece.end
+            if piece.block:
+                yield piece
+        elif _is_whole(reading) or not whole_only:
+            yield _with_antecedent(text, sentences, number, reading)
+
+
+def _is_whole(reading: str) -> bool:
+    least = MIN_SENTENCE_CHARS if _ENDS.search(reading) else MIN_FRAGMENT_CHARS
+    return len(reading) >= least
+
+
+def _with_antecedent(text: str, sentences: Sequence[Sentence], number: int, reading: str) -> Piece:
+    """The sentence, after the one before it in its paragraph when it points back to that."""
+    sentence = sentences[number]
+    if not _LEANS_BACK.match(reading):
+        return Piece(sentence.start, sentence.end, reading)
+    before = sentences[number - 1] if number else sentence
+    if before is sentence or before.block != sentence.block:
+        return Piece(sentence.start, sentence.end, reading, leans_back=True)
+    both = f"{readable(text[before.start : before.end], before.kind)} {reading}"
+    return Piece(before.start, sentence.end, both)
+
+
+def _with_introduction(text: str, sentences: Sequence[Sentence], number: int) -> Piece:
+    """A block of code, after the sentence that says what it does."""
+    code = sentences[number]
+    block = text[code.start : code.end]
+    for before in reversed(sentences[:number]):
+        if before.kind not in ("prose", "item"):
+            break
+        if reading := readable(text[before.start : before.end], before.kind):
+            return Piece(before.start, code.end, reading, block)
+    return Piece(code.start, code.end, "", block)
+
+
+def _with_announced(text: str, sentences: Sequence[Sentence], number: int, reading: str) -> Piece:
+    """A sentence with a colon, and what it announces: code, or a list as far as it fits."""
     start, end = sentences[number].start, sentences[number].end
     lines: list[str] = []
-    kinds: set[Kind] = set()
+    block = -1
     for following in sentences[number + 1 :]:
-        kinds.add(following.kind)
-        if following.kind not in ("code", "item") or len(kinds) > 1:
-            break
         if following.end - start > MAX_SENTENCE_CHARS:
             break
         raw = text[following.start : following.end]
-        lines.append(raw if following.kind == "code" else f"- {readable(raw, 'item')}")
-        end = following.end
-        if following.kind == "code":
+        if following.kind == "code" and not lines:
+            return Piece(start, following.end, reading, raw)
+        if following.kind != "item":
             break
-    return end, "\n".join(lines)
+        if following.block == block:
+            lines[-1] += f" {readable(raw)}"
+        else:
+            lines.append(f"- {readable(raw, 'item')}")
+        block, end = following.block, following.end
+    return Piece(start, end, reading, "\n".join(lines))
 
 
 def _cells(raw: str) -> list[str]:

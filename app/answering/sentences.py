@@ -30,6 +30,7 @@ _UNDERLINE = re.compile(r"\s{0,3}(?:=+|-{2,})\s*$")
 _RULE = re.compile(r"\s{0,3}(?:[-*_]\s*){3,}$")
 _ITEM = re.compile(r"\s*(?:[-*+•‣◦–]|\(?(?:\d{1,3}|[A-Za-z])[.)])\s+")
 _ROW = re.compile(r"\s*\|.*\|\s*$|[^|]+\|[^|]+\|.*$")
+_DIRECTIVE = re.compile(r"\s*(?:/{3}|:{3}|!{3}|\{[%*]|<!--.*-->\s*$)")
 _TABLE_RULE = re.compile(r"\s*\|?(?:\s*:?-{2,}:?\s*\|?)+\s*$")
 
 _BOUNDARY = re.compile(
@@ -119,8 +120,8 @@ def _lines(text: str) -> list[tuple[int, int, str]]:
 
 
 def _is_ruling(line: str) -> bool:
-    """Lines that only structure: rules, underlines of headings and of a table's header."""
-    return bool(_RULE.match(line) or _UNDERLINE.match(line) or _TABLE_RULE.match(line))
+    """Lines that only structure: rules, underlines, and what a documentation tool acts upon."""
+    return any(each.match(line) for each in (_RULE, _UNDERLINE, _TABLE_RULE, _DIRECTIVE))
 
 
 def _begins_block(lines: list[tuple[int, int, str]], at: int) -> bool:
@@ -234,7 +235,7 @@ def readable(raw: str, kind: Kind = "prose") -> str:
         cells = [readable(cell) for cell in raw.strip().strip("|").split("|")]
         return " · ".join(cell for cell in cells if cell)
     text = _QUOTE_MARK.sub("", raw)
-    text = _BULLET.sub("", text)
+    text = _LINK.sub(r"\1", _IMAGE.sub("", _BULLET.sub("", text)))
     pieces: list[str] = []
     at = 0
     for code in _INLINE_CODE.finditer(text):
@@ -245,8 +246,6 @@ def readable(raw: str, kind: Kind = "prose") -> str:
 
 
 def _without_markup(text: str) -> str:
-    text = _IMAGE.sub("", text)
-    text = _LINK.sub(r"\1", text)
     text = _REFERENCE_LINK.sub(r"\1", text)
     text = _NUMBER_IN_BRACKETS.sub("", text)
     text = _TAG.sub("", text)

@@ -11,7 +11,7 @@ end; the control's model is loaded before its clock starts. Exporting the model 
 database cluster happen once per home and are not counted. Two cores that both sides fill: anything
 else on the machine counts against both.
 
-    python benchmarks/ingestion.py FOLDER [--files 300] [--rounds 3] [--record]
+    python benchmarks/ingest.py FOLDER [--files 300] [--rounds 3] [--record]
 """
 
 import argparse
@@ -37,7 +37,7 @@ from app.embedding.loading import open_embedder, usable_cores
 from ingestion.types import Chunk, embedded_text
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "ingestion.json"
+RESULTS = ROOT / "benchmarks" / "results" / "ingest.json"
 COLLECTION = "benchmark"
 
 

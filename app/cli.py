@@ -12,8 +12,9 @@ import typer
 from app.commands import asking, library
 from app.commands.demo import demo
 from app.commands.keys import keys
-from app.commands.output import WRONG_USE, AsJson, CommandGroup, console, quiet_settings
+from app.commands.output import WRONG_USE, AsJson, CommandGroup, console
 from app.config import load_settings
+from app.listening import open_listener
 from app.telemetry import configure_logging
 from evaluation.cli import app as evaluation
 from ingestion.cli import app as ingestion
@@ -77,12 +78,13 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the API and the page, until Ctrl-C."""
-    from app import serving  # noqa: PLC0415 - heavy, and not for every command
-
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(settings)
-    serving.serve(settings, with_worker=worker)
+    with open_listener(settings) as listener:
+        from app import serving  # noqa: PLC0415 - heavy: a taken port is told before
+
+        serving.serve(settings, listener, with_worker=worker)
 
 
 @cli.command()
@@ -105,7 +107,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Check everything that the settings ask for; exit code 2 when something is wrong."""
     from app.commands.doctor import examine  # noqa: PLC0415 - heavy, and not for every command
 
-    settings = quiet_settings()
+    settings = load_settings(log_level="error")  # the table says all that is worth knowing
     configure_logging(settings)
     if not examine(settings, as_json=as_json):
         raise typer.Exit(WRONG_USE)

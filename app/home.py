@@ -225,10 +225,18 @@ class SharedServer(ABC):
     def start(self) -> str:
         """The server's URL; raises StartupError. Safe to race against other processes."""
         self.home = prepare_home(self.home)
-        self._use = SharedUse(self.home / f"{self.name}.users")
         with self._mutex():
-            self._ensure_running(has_other_users=self._use.has_others())
+            self._locate()
+            self._use = SharedUse(self.home / f"{self.name}.users")
+            has_other_users = self._use.has_others()
             self._use.join()
+            try:
+                self._ensure_running(has_other_users=has_other_users)
+            except BaseException:
+                # Whatever it is, a signal perhaps: nothing stays behind that nobody uses.
+                if self._use.leave():
+                    self._shut_down()
+                raise
         return self._url()
 
     def stop(self) -> None:
@@ -247,6 +255,10 @@ class SharedServer(ABC):
 
     def _mutex(self) -> AbstractContextManager[None]:
         return exclusive_lock(self.home / f"{self.name}.lock")
+
+    @abstractmethod
+    def _locate(self) -> None:
+        """Find out who runs it and where; nothing is started yet."""
 
     @abstractmethod
     def _ensure_running(self, *, has_other_users: bool) -> None: ...

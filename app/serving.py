@@ -1,7 +1,7 @@
 """`footnote serve`: the service and all that it needs around it, started and stopped in order.
 
-Port → database and Redis → worker and API. The port comes first, because it is the most common
-reason to fail and everything else takes seconds.
+Database and Redis → API → worker. The port is bound before: whoever calls has done it before
+importing this file, because a taken port is the most common reason to fail and all else is slow.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from app.config import Settings
 from app.db.schema import ready_database
 from app.errors import FootnoteError, HomeBusy
 from app.home import exclusive_lock, prepare_home
-from app.listening import base_url, open_listener
+from app.listening import base_url
 from app.main import create_app
 from app.telemetry import DEGRADED
 
@@ -74,7 +74,11 @@ class Parts:
 
 
 def serve(
-    settings: Settings, *, with_worker: bool | None = None, companion: Companion | None = None
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    with_worker: bool | None = None,
+    companion: Companion | None = None,
 ) -> None:
     """Serve until a signal says stop: the first one drains, the second is immediate.
 
@@ -84,7 +88,6 @@ def serve(
     is_embedded = settings.database_url is None
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.root.level))
     with ExitStack() as stack:
-        listener = stack.enter_context(open_listener(settings))
         address = base_url(settings, port=listener.getsockname()[1])
         if is_embedded:
             stack.enter_context(_only_server_of_home(settings.home, address))
@@ -231,6 +234,7 @@ class _Service:
 
         def stop_or_hurry() -> None:
             # Nothing is lost by breaking off a start; a second signal breaks off the stop.
+            log.info("stopping", at_once=self._stopping.is_set())
             if self._stopping.is_set() or not self.server.started:
                 living.cancel()
             self._stop()

@@ -92,10 +92,12 @@ class _RedisServer(SharedServer):
     def _url(self) -> str:
         return f"unix://{self._socket}"
 
-    def _ensure_running(self, *, has_other_users: bool) -> None:
-        account = server_account(self.home / "postgres")
-        self._folder = runtime_directory(self.home, account)
+    def _locate(self) -> None:
+        self._account = server_account(self.home / "postgres")
+        self._folder = runtime_directory(self.home, self._account)
         self._socket = self._folder / "redis.sock"
+
+    def _ensure_running(self, *, has_other_users: bool) -> None:
         if self._attach():
             return
         if process := self._process():
@@ -104,8 +106,8 @@ class _RedisServer(SharedServer):
             log.warning("redis_replaced", pid=process.pid, reason="it does not answer")
             process.kill()
             wait_until_gone(process, timeout_seconds=START_TIMEOUT_SECONDS)
-        for program in find_programs(account):
-            if self._launch(program, account):
+        for program in find_programs(self._account):
+            if self._launch(program):
                 return
         raise StartupError("no redis-server or valkey-server from 6.2 on runs on this machine")
 
@@ -125,8 +127,8 @@ class _RedisServer(SharedServer):
         self.version = str(about.get("valkey_version", about.get("redis_version")))
         return True
 
-    def _launch(self, program: RedisProgram, account: Account) -> bool:
-        account.let_through(program.path)
+    def _launch(self, program: RedisProgram) -> bool:
+        self._account.let_through(program.path)
         options = OPTIONS | {
             "unixsocket": str(self._socket),
             "dir": str(self._folder),
@@ -135,7 +137,7 @@ class _RedisServer(SharedServer):
         }
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
         status, output = run_program(
-            [program.path, *arguments], account, timeout_seconds=START_TIMEOUT_SECONDS
+            [program.path, *arguments], self._account, timeout_seconds=START_TIMEOUT_SECONDS
         )
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while status == 0 and time.monotonic() < deadline:

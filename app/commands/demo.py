@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
@@ -16,7 +16,11 @@ from app.commands.client import Service
 from app.commands.output import console, plain, print_footnotes
 from app.config import load_settings
 from app.errors import StartupError
+from app.listening import open_listener
 from app.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from app.serving import Parts
 
 OWN_QUESTION = "Does Footnote need an API key on my own machine?"
 READY_POLL_SECONDS = 0.1
@@ -34,9 +38,6 @@ def demo(
     port: Annotated[int | None, typer.Option(help="Instead of FOOTNOTE_PORT.")] = None,
 ) -> None:
     """Start everything, read some documents, answer one question, and go on serving."""
-    # Imported first: while the port is bound, nothing should take long.
-    from app.serving import Parts, serve  # noqa: PLC0415 - heavy, and not for every command
-
     started = monotonic()
     folder = _own_docs() if docs is None else docs.expanduser().absolute()
     if not folder.exists():
@@ -47,7 +48,7 @@ def demo(
     settings = load_settings(host="127.0.0.1", auth="off", log_level="warning", **given)
     configure_logging(settings)
 
-    async def accompany(address: str, parts: Parts) -> bool:
+    async def accompany(address: str, parts: "Parts") -> bool:
         console().print(f"Reading {folder}")
         await _ingest(folder, parts.environment())
         async with httpx.AsyncClient(
@@ -60,7 +61,10 @@ def demo(
         _show_addresses(address, seconds=monotonic() - started, goes_on=not once)
         return not once
 
-    serve(settings, companion=accompany)
+    with open_listener(settings) as listener:
+        from app.serving import serve  # noqa: PLC0415 - heavy: a taken port is told before
+
+        serve(settings, listener, companion=accompany)
 
 
 def _own_docs() -> Path:
@@ -108,13 +112,13 @@ async def _fitting_question(client: httpx.AsyncClient) -> str:
 
 def _show(question: str, answer: dict[str, Any]) -> None:
     output = console()
-    output.rule(style="dim")
+    output.print()
     output.print(Text(plain(question), "bold"))
     output.print()
     output.print(Text(plain(answer["answer"])))
     output.print()
     print_footnotes(answer)
-    output.rule(style="dim")
+    output.print()
 
 
 def _show_addresses(address: str, *, seconds: float, goes_on: bool) -> None:
@@ -122,6 +126,7 @@ def _show_addresses(address: str, *, seconds: float, goes_on: bool) -> None:
     output.print(f"That took {seconds:.0f} seconds from the start.")
     if not goes_on:
         return
-    output.print(f"Open {address} to ask more, or {address}/health to see every part.")
-    output.print('Or type in another terminal: footnote ask "…", footnote ingest FOLDER')
+    output.print(f"Ask more at            {address}")
+    output.print(f"See every part at      {address}/health")
+    output.print('In another terminal    footnote ask "…"  or  footnote ingest FOLDER')
     output.print("Ctrl-C stops everything.")

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Annotated, Any
 
 import typer
@@ -111,16 +112,17 @@ def print_hits(hits: Sequence[Mapping[str, Any]]) -> None:
 def print_footnotes(answer: Mapping[str, Any]) -> None:
     """What stands under an answer: its citations, and how far to trust it."""
     output = console()
-    for citation in answer["citations"]:
-        line = Text.assemble(
-            (f"[{citation['marker']}] ", "cyan"), (plain(citation["title"]), "bold")
-        )
-        if citation["page"] is not None:
-            line.append(f", page {citation['page']}")
+    for _, group in groupby(sorted(answer["citations"], key=_source), key=_source):
+        citations = list(group)
+        first = citations[0]
+        line = Text.assemble((f"[{first['marker']}] ", "cyan"), (plain(first["title"]), "bold"))
+        if first["page"] is not None:
+            line.append(f", page {first['page']}")
         output.print(line)
-        quote = " ".join(plain(citation["quote"]).split())
-        output.print(_indented(Text(f"“{quote}”", "italic"), 4))
-        output.print(_indented(Text(plain(citation["uri"]), "dim"), 4))
+        for citation in citations:
+            quote = " ".join(plain(citation["quote"]).split())
+            output.print(_indented(Text(f"“{quote}”", "italic"), 4))
+        output.print(_indented(Text(plain(first["uri"]), "dim"), 4))
     if answer["mode"] == "generated" and not answer["grounded"]:
         unsupported = [one["text"] for one in answer["sentences"] if not one["supported"]]
         output.print(Text("Not borne out by the sources:", "yellow"))
@@ -137,6 +139,10 @@ def place(hit: Mapping[str, Any]) -> str:
     if hit["page"] is not None:
         parts.append(f"page {hit['page']}")
     return plain(" › ".join(parts))
+
+
+def _source(citation: Mapping[str, Any]) -> tuple[int, str, int]:
+    return citation["marker"], citation["uri"], citation["page"] or 0
 
 
 def _indented(text: Text, columns: int) -> Padding:

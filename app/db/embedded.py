@@ -105,10 +105,12 @@ class EmbeddedPostgres(SharedServer):
 
     # --- start ------------------------------------------------------------------------------------
 
-    def _ensure_running(self, *, has_other_users: bool) -> None:
+    def _locate(self) -> None:
         self._programs = binaries()
         self._account = server_account(self.data)
         self._sockets = runtime_directory(self.home, self._account)
+
+    def _ensure_running(self, *, has_other_users: bool) -> None:
         if not self._attach(has_other_users):
             self._account.let_through(self.data)
             self._account.let_through(self._programs / "postgres")

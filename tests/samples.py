@@ -10,6 +10,7 @@ _XML = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>'
 _PACKAGE = "http://schemas.openxmlformats.org/package/2006"
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 _WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+_COMPATIBILITY = "http://schemas.openxmlformats.org/markup-compatibility/2006"
 _SHEET = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _SLIDE = "http://schemas.openxmlformats.org/presentationml/2006/main"
 _DRAWING = "http://schemas.openxmlformats.org/drawingml/2006/main"
@@ -24,7 +25,7 @@ def zipped(members: Mapping[str, bytes | str]) -> bytes:
     return buffer.getvalue()
 
 
-def docx(body: str, title: str = "") -> bytes:
+def docx(body: str, title: str = "", extra: Mapping[str, str] | None = None) -> bytes:
     """A Word document around `body`, which is WordprocessingML; see `paragraph` and `table`."""
     core = (
         f'{_XML}<cp:coreProperties xmlns:cp="{_PACKAGE}/metadata/core-properties"'
@@ -55,10 +56,12 @@ def docx(body: str, title: str = "") -> bytes:
             ),
             "word/_rels/document.xml.rels": _relationships({f"{_OFFICE}/styles": "styles.xml"}),
             "word/document.xml": (
-                f'{_XML}<w:document xmlns:w="{_WORD}"><w:body>{body}</w:body></w:document>'
+                f'{_XML}<w:document xmlns:w="{_WORD}" xmlns:mc="{_COMPATIBILITY}">'
+                f"<w:body>{body}</w:body></w:document>"
             ),
             "word/styles.xml": styles,
             "docProps/core.xml": core,
+            **(extra or {}),
         }
     )
 

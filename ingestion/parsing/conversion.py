@@ -10,7 +10,7 @@ import kreuzberg
 
 from app.errors import DocumentRejected
 from ingestion.parsing.drafts import ENCRYPTED
-from ingestion.parsing.formats import Format
+from ingestion.parsing.formats import PDF, Format
 
 OCR_LANGUAGES_MAX = 4
 
@@ -20,6 +20,10 @@ _JUNK_TITLE = re.compile(
     r"(?i)(?:untitled|unbenannt|powerpoint).*|(?:document|presentation|slide|folie|diapositive|book"
     r"|binder|model|title|page)\s*\d*"
     r"|.*\.(?:docx?|pptx?|xlsx?|pdf|indd|dvi|tex|qxd|p65|jpe?g|png|tiff?|rtf|odt|ps|html?|fm|dwg)"
+)
+# What kreuzberg takes for the running header of a PDF may be a heading on the page's first line.
+_UNFILTERED = kreuzberg.ContentFilterConfig(
+    include_headers=True, include_footers=True, strip_repeating_text=False
 )
 _METADATA = (
     "subject", "authors", "keywords", "language", "created_at", "modified_at", "created_by",
@@ -73,6 +77,7 @@ def convert(
         pages=pages,
         ocr=kreuzberg.OcrConfig(backend="tesseract", language=languages) if languages else None,
         disable_ocr=not languages,  # pyright: ignore[reportCallIssue] - the stubs lack it
+        content_filter=_UNFILTERED if source is PDF else None,
         concurrency=kreuzberg.ConcurrencyConfig(max_threads=1),
     )
     try:

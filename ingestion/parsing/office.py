@@ -17,7 +17,9 @@ from ingestion.parsing.conversion import (
 from ingestion.parsing.decoding import clean, decode, decode_markup
 from ingestion.parsing.drafts import NO_TEXT, Draft
 from ingestion.parsing.formats import Format
+from ingestion.parsing.shielding import restore, shield
 from ingestion.parsing.tidying import tidy
+from ingestion.parsing.word import flatten
 
 _TABLES = (formats.XLS, formats.XLSX, formats.XLSB, formats.ODS, formats.NUMBERS, formats.DBF)
 _UNTITLED = (formats.XML, formats.OPML, formats.BIBTEX, formats.RIS)
@@ -30,8 +32,9 @@ _UNDERLINE_TAG = re.compile(r"</?u>")
 
 def read_document(content: bytes, source: Format) -> Draft:
     check_unpacked_size(content)
-    result = convert(content, source)
-    return _draft(result, tidy(clean(result.content)), is_table=source in _TABLES)
+    result = convert(flatten(content) if source is formats.DOCX else content, source)
+    text = tidy(clean(restore(result.content)))
+    return _draft(result, text, is_table=source in _TABLES)
 
 
 def read_lines(content: bytes, source: Format) -> Draft:
@@ -50,9 +53,11 @@ def read_converted_text(content: bytes, source: Format) -> Draft:
     text = decode_markup(content) if is_xml else decode(content)
     if not text.strip():
         return Draft()
-    result = convert(_DECLARED_ENCODING.sub(r"\1", text).encode(), source)
-    # The elements of XML and the first row of a table make no title.
-    return _draft(result, tidy(clean(result.content)), is_table=source in _UNTITLED)
+    if is_xml:
+        text = shield(_DECLARED_ENCODING.sub(r"\1", text))
+    result = convert(text.encode(), source)
+    # The names of XML's elements make no title.
+    return _draft(result, tidy(clean(restore(result.content))), is_table=source in _UNTITLED)
 
 
 def read_slides(content: bytes, source: Format) -> Draft:

@@ -10,7 +10,7 @@ from collections import Counter
 
 import kreuzberg
 
-from ingestion.markup import atx_heading, plain_heading
+from ingestion.markup import atx_heading, plain_heading, underline_level
 from ingestion.parsing.conversion import (
     PageMarks,
     convert,
@@ -36,6 +36,7 @@ _ENDS_SENTENCE = re.compile(r"[.!?:;。！？][\"'”’)\]]*$")
 _NO_HEADING_END = re.compile(r"[,;.\-–…]$")
 _LETTERS = re.compile(r"[^\W\d_]{2}")
 _LEADER = re.compile(r"([._…])(?: ?\1){3,}")
+_LEADER_CUT = "..."
 _NUMBER = re.compile(r"\d+|\b[ivxlc]+\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
 _NO_TITLE = re.compile(r"(?i)(?:table of )?contents|inhalt(?:sverzeichnis)?|sommaire|\d.*")
@@ -168,16 +169,20 @@ def _reflow(lines: list[str], headings: dict[str, int]) -> str:
             text += ["\n\n", "#" * headings[line], " ", line, "\n\n"]
             above = ""
             continue
-        if above and line:
-            runs_on = len(above) >= full and not _ENDS_SENTENCE.search(above)
-            if runs_on or line[0].islower():
-                text.append(" ")
-            else:
-                ends_paragraph = len(above) < full and _ENDS_SENTENCE.search(above)
-                text.append("\n\n" if ends_paragraph else "\n")
-        elif above:
-            text.append("\n\n")
+        if above:
+            text.append(_between(above, line, full))
         # What looks like a heading but was not found to be one must not become one.
         text.append(escape_headings(line))
         above = line
     return "".join(text).strip()
+
+
+def _between(above: str, line: str, full: float) -> str:
+    """What joins or parts two lines; `full` characters make a line that was wrapped at its end."""
+    if not line or underline_level(line):
+        return "\n\n"
+    ends_sentence = _ENDS_SENTENCE.search(above) is not None
+    is_leader = _LEADER_CUT in above
+    if line[0].islower() or (len(above) >= full and not ends_sentence and not is_leader):
+        return " "
+    return "\n\n" if ends_sentence and len(above) < full else "\n"

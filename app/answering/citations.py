@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.answering.sentences import Kind, Sentence, readable, split_sentences
+from app.answering.sentences import Sentence, readable, split_sentences
 from app.answering.words import content_terms
 
 MAX_RANGE = 10
@@ -23,7 +23,9 @@ _UNDECIDED = re.compile(
     rf"(?:†[^\]】\n]{{0,{MAX_HELD_BACK_CHARS}}})?)?$",
     re.IGNORECASE,
 )
+_INSIDE_MARKERS = frozenset("[【,0123456789")
 _CANONICAL = re.compile(r"\[(\d{1,3})\]")
+_INLINE_CODE = re.compile(r"(`+).+?\1", re.DOTALL)
 _RANGE = re.compile(r"(\d+)\s*[–—-]\s*(\d+)")
 
 
@@ -36,6 +38,7 @@ class MarkerReader:
     def __init__(self, sources_count: int) -> None:
         self._sources_count = sources_count
         self._held_back = ""
+        self._shown_last = " "
         self._code_ticks = 0
         """How many ticks opened the code that the text is in: 0 outside, 3 and more in a fence."""
 
@@ -53,14 +56,18 @@ class MarkerReader:
         return self._rewritten(rest).rstrip()
 
     def _rewritten(self, text: str) -> str:
-        pieces: list[str] = []
+        rewritten = ""
         at = 0
         for found in _INTERESTING.finditer(text):
-            pieces.append(text[at : found.start()])
-            pieces.append(self._replacement(found))
+            rewritten += text[at : found.start()]
+            replacement = self._replacement(found)
+            # What stood around a marker that goes must not become one: `[[9]7]`.
+            is_inside = (self._shown_last + rewritten)[-1:] in _INSIDE_MARKERS
+            rewritten += replacement or (" " if is_inside else "")
             at = found.end()
-        pieces.append(text[at:])
-        return "".join(pieces)
+        rewritten += text[at:]
+        self._shown_last = rewritten[-1:] or self._shown_last
+        return rewritten
 
     def _replacement(self, found: re.Match[str]) -> str:
         if ticks := found.group("ticks"):
@@ -117,7 +124,8 @@ class ClaimReader:
     with the sentence after it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sources_count: int) -> None:
+        self._sources_count = sources_count
         self._unfinished = ""
         self._opening: tuple[str, tuple[int, ...]] = ("", ())
         self._unmarked: list[str] = []
@@ -144,7 +152,8 @@ class ClaimReader:
         claims: list[Claim] = []
         for sentence in sentences:
             raw = self._unfinished[sentence.start : sentence.end]
-            text, markers = _text_and_markers(raw, sentence.kind)
+            text = readable(raw, sentence.kind)
+            markers = self._markers(raw) if sentence.kind != "code" else ()
             if sentence.kind == "heading" or not text:
                 continue
             before, markers_before = self._opening
@@ -156,6 +165,10 @@ class ClaimReader:
             else:
                 claims += self._claim(text, markers)
         return claims
+
+    def _markers(self, raw: str) -> tuple[int, ...]:
+        numbers = [int(number) for number in _CANONICAL.findall(_INLINE_CODE.sub("", raw))]
+        return tuple(dict.fromkeys(each for each in numbers if 1 <= each <= self._sources_count))
 
     def _claim(self, text: str, markers: tuple[int, ...]) -> list[Claim]:
         if not markers:
@@ -173,7 +186,7 @@ class Draft:
     def __init__(self, sources_count: int) -> None:
         self.text = ""
         self._markers = MarkerReader(sources_count)
-        self._claims = ClaimReader()
+        self._claims = ClaimReader(sources_count)
 
     def add(self, piece: str) -> tuple[str, list[Claim]]:
         """The text that may be shown after this piece, and the claims complete with it."""
@@ -193,14 +206,6 @@ class Draft:
 
 def _only_opens(text: str) -> bool:
     return text.endswith(":") or len(content_terms(text)) < 2
-
-
-def _text_and_markers(raw: str, kind: Kind) -> tuple[str, tuple[int, ...]]:
-    """A sentence without its markers, and those."""
-    if kind == "code":
-        return raw, ()
-    markers = dict.fromkeys(int(number) for number in _CANONICAL.findall(raw))
-    return readable(raw, kind), tuple(markers)
 
 
 def without_markers(text: str) -> str:

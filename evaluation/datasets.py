@@ -48,9 +48,10 @@ def load_dataset(folder: Path, split: str = "test") -> Dataset:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}.", hint=_FORM) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{path} is malformed: {error!r}.", hint=_FORM) from None
-    judged = {query_id: queries[query_id] for query_id in judgements if query_id in queries}
-    if not documents or not judged:
+    judgements = {one: grades for one, grades in judgements.items() if one in queries}
+    if not documents or not judgements:
         raise InvalidInput(f"{folder} holds no documents or no judged queries.", hint=_FORM)
+    judged = {query_id: queries[query_id] for query_id in judgements}
     return Dataset(folder.resolve().name, documents, judged, judgements)
 
 

@@ -77,8 +77,8 @@ async def _ingest(service: Service, name: str, dataset: Dataset, tell: Tell) -> 
     """
     documents = [one for one in dataset.documents if one.title.strip() or one.text.strip()]
     ids = await _each(
-        documents,
-        lambda document: service.upload(name, document),
+        enumerate(documents, 1),
+        lambda numbered: service.upload(name, *numbered),
         UPLOADS_AT_ONCE,
         tell,
         "upload",

@@ -31,13 +31,16 @@ class Service:
             if not keep:
                 await self._call("DELETE", f"/api/collections/{name}")
 
-    async def upload(self, collection: str, document: Document) -> str:
-        """Send a document as a file whose text is the document's own; returns the service's id."""
-        content, filename = document.text, f"{document.id}.txt"
+    async def upload(self, collection: str, number: int, document: Document) -> str:
+        """Send a document as a file whose text is the document's own; returns the service's id.
+
+        The files are named by number, because an id may be no name for a file.
+        """
+        content, filename = document.text, f"{number}.txt"
         if document.title:
             # JSON's strings are YAML's.
             content = f"---\ntitle: {json.dumps(document.title)}\n---\n\n{document.text}"
-            filename = f"{document.id}.md"
+            filename = f"{number}.md"
         accepted = await self._call(
             "POST",
             "/api/documents",

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -41,9 +42,12 @@ def settings(home: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """A PostgreSQL of this test process; call it with a database's name for its URL."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("pg")) as started:
+def server_url() -> Iterator[Callable[[str], str]]:
+    """A PostgreSQL of this test process; call it with a database's name for its URL.
+
+    Its home is not one of pytest's folders, which another run closes to the server's account.
+    """
+    with TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as started:
         address = make_url(started)
 
         def url(name: str) -> str:

@@ -34,7 +34,7 @@ SAME_SHARE = 0.7
 
 _ENDS = re.compile(r"[.!?…。！？:;][\"”’')\]*_`»」』]*(?:\s*\[[^\]]*\])*$")
 _LEANS_BACK = re.compile(
-    r"(?:it|its|this|that|these|those|they|their|he|she|his|her|such|both|however|also|then|"
+    r"(?:(?-i:It)|its|this|that|these|those|they|their|he|she|his|her|such|both|however|also|then|"
     r"and|but|or|so|therefore|thus|instead|otherwise|additionally|furthermore|moreover)\b",
     re.IGNORECASE,
 )
@@ -202,7 +202,8 @@ def _with_antecedent(text: str, sentences: Sequence[Sentence], number: int, read
     if not _LEANS_BACK.match(reading):
         return Piece(sentence.start, sentence.end, reading)
     before = sentences[number - 1] if number else sentence
-    if before is sentence or before.block != sentence.block:
+    is_at_hand = before is not sentence and before.block == sentence.block
+    if not is_at_hand or sentence.end - before.start > MAX_SENTENCE_CHARS:
         return Piece(sentence.start, sentence.end, reading, leans_back=True)
     both = f"{readable(text[before.start : before.end], before.kind)} {reading}"
     return Piece(before.start, sentence.end, both)

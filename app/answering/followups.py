@@ -10,7 +10,7 @@ FEW_TERMS = 3
 MAX_TURNS_BACK = 2
 
 _LEANS_BACK = re.compile(
-    r"\b(?:it|its|they|them|their|that|this|those|these|he|she|him|his|her|ones?|there|same|"
+    r"\b(?:(?-i:[Ii]t)|its|they|them|their|that|this|those|these|he|she|him|his|her|ones?|there|same|"
     r"others?|else|more|another|such|both|either|former|latter|then|too|also|instead|again)\b"
     r"|^\s*(?:and|but|or|so|what about|how about|why|really|ok|okay|yes|no|which one|any)\b",
     re.IGNORECASE,

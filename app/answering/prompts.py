@@ -151,7 +151,7 @@ def _sources_that_fit(hits: Sequence[Hit], room_tokens: int) -> list[str]:
 
 def _source(number: int, hit: Hit, text: str) -> str:
     """One source between tags that its text cannot close."""
-    where = " > ".join(dict.fromkeys(part for part in (hit.title, *hit.heading) if part))
+    where = " / ".join(dict.fromkeys(part for part in (hit.title, *hit.heading) if part))
     label = re.sub(r'[\s"<>]+', " ", where).strip()
     return f'<source id="{number}" title="{label}">\n{_as_data(text)}\n</source>'
 

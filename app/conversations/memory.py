@@ -229,7 +229,7 @@ def bounded_history(
     """
     kept: list[Message] = []
     chars_left = chars_count
-    for message in reversed(messages[-2 * turns_count :] if turns_count else ()):
+    for message in reversed(messages[-2 * turns_count :] if turns_count and chars_count else ()):
         content = message.content[: chars_count // 2]
         chars_left -= len(content)
         if chars_left < 0:

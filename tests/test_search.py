@@ -1,4 +1,5 @@
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -247,6 +248,20 @@ async def test_searches_at_once_agree(filled: Index) -> None:
     alone = await filled.texts("travel engineer hotels")
     together = await asyncio.gather(*(filled.texts("travel engineer hotels") for _ in range(30)))
     assert together == [alone] * 30
+
+
+async def test_searches_given_up_midway_leave_nothing_behind(
+    filled: Index, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = await filled.texts("travel engineer hotels")
+    for moment_ms in range(25):
+        search = asyncio.create_task(filled.texts("travel engineer hotels"))
+        await asyncio.sleep(moment_ms / 1000)
+        search.cancel()
+        await asyncio.wait([search])
+    assert filled.engine.pool.checkedout() == 0
+    assert await filled.texts("travel engineer hotels") == expected
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_no_database_is_told_as_such(settings: Settings) -> None:

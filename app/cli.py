@@ -48,10 +48,6 @@ def prepare(
     ] = False,
 ) -> None:
     """A self-hosted knowledge base that answers with footnotes."""
-    # Ended by a signal, a command still gives back what it holds.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     if parent is not None:
         _end_with(parent)
 
@@ -124,6 +120,10 @@ cli.add_typer(evaluation, name="eval")
 
 
 def main() -> None:
+    # Ended by a signal, a command still gives back what it holds.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     cli(prog_name="footnote")
 
 

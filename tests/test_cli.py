@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+import structlog
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
@@ -15,6 +19,22 @@ from app.commands import library
 from tests.service import Service, over_sockets
 
 HEAVY = ("torch", "sentence_transformers", "transformers", "onnxruntime", "kreuzberg", "sqlalchemy")
+
+
+@pytest.fixture(autouse=True)
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command sets up logging for its whole process, which here is the tests'."""
+    configure = structlog.configure
+    monkeypatch.setattr(
+        structlog,
+        "configure",
+        lambda **options: configure(**{**options, "cache_logger_on_first_use": False}),
+    )
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture(autouse=True)
@@ -124,18 +144,79 @@ def test_a_deletion_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("collections", "delete", "all", input="n\n").exit_code == 1
 
 
+# --- what is there, and what is not ---------------------------------------------------------------
+
+
+def checks(result: Result) -> dict[str, tuple[str, str]]:
+    return {
+        one["part"]: (one["verdict"], one["words"]) for one in json.loads(result.stdout)["checks"]
+    }
+
+
+@pytest.fixture
+def checked_home(home: Path, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home in which the model is exported already."""
+    monkeypatch.setenv("FOOTNOTE_HOME", str(home))
+    monkeypatch.setenv("FOOTNOTE_PORT", "0")
+
+
+@pytest.mark.usefixtures("checked_home")
+def test_doctor_finds_all_well(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOOTNOTE_DATABASE_URL", database_url)
+    result = run("doctor", "--json")
+    assert result.exit_code == 0, result.output
+    found = checks(result)
+    assert found["python"][0] == found["home"][0] == found["port"][0] == "ok"
+    assert "pgvector 0.8" in found["database"][1]
+    assert found["embedding model"] == ("ok", "all-MiniLM-L6-v2 on onnx, 384 dimensions")
+    assert found["language model"][0] == "note"
+
+
+@pytest.mark.usefixtures("checked_home")
+def test_doctor_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOOTNOTE_DATABASE_URL", f"postgresql://nobody@/none?host={tmp_path}")
+    monkeypatch.setenv("FOOTNOTE_REDIS_URL", f"unix://{tmp_path}/redis.sock")
+    monkeypatch.setenv("FOOTNOTE_OLLAMA_URLS", "http://127.0.0.1:9")
+    monkeypatch.setenv("FOOTNOTE_EMBEDDING_MODEL", str(tmp_path / "no-model"))
+    monkeypatch.setenv("FOOTNOTE_HOST", "192.0.2.1")
+    result = run("doctor", "--json")
+    assert result.exit_code == 2
+    wrong = {part for part, (verdict, _) in checks(result).items() if verdict == "problem"}
+    assert wrong == {"database", "redis", "language model", "embedding model", "port"}
+    readable = run("doctor")
+    assert readable.exit_code == 2
+    assert readable.stdout.count("→") >= len(wrong)
+
+
+def test_keys(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOOTNOTE_DATABASE_URL", database_url)
+    made = run("keys", "create", "reporting", "--scope", "read", "--scope", "write")
+    assert made.exit_code == 0, made.stderr
+    token = made.stdout.strip()
+    assert token.startswith("fn_")
+    (record,) = printed(run("keys", "list", "--json"))["keys"]
+    assert (record["name"], record["scopes"]) == ("reporting", ["read", "write"])
+    assert token not in run("keys", "list").stdout
+    assert run("keys", "revoke", "reporting").exit_code == 0
+    assert "revoked" in run("keys", "list").stdout
+    unknown = run("keys", "create", "x", "--scope", "everything")
+    assert unknown.exit_code == 2
+    assert "everything" in unknown.stderr
+
+
+def test_migrate(server_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with psycopg.connect(server_url("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE migrated_by_command")
+    monkeypatch.setenv("FOOTNOTE_DATABASE_URL", server_url("migrated_by_command"))
+    refused = run("keys", "list")
+    assert refused.exit_code == 2
+    assert "footnote migrate" in refused.stderr
+    assert run("migrate").exit_code == 0
+    assert run("migrate").exit_code == 0
+    assert printed(run("keys", "list", "--json")) == {"keys": []}
+
+
 # --- with a service ------------------------------------------------------------------------------
-
-HANDBOOK = """# Travel
-
-## Approval
-
-Every journey is approved by the head of the department before it is booked.
-
-## Hotels
-
-Hotels cost at most 140 euros a night.
-"""
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The language of a text, as the name of its Snowball stemmer."""
 
+import re
+
 import kreuzberg
 
 SAMPLE_CHARS = 4000
@@ -16,6 +18,9 @@ _STEMMERS = {
     "yid": "yiddish",
 }  # fmt: skip
 
+# File names are in no language, and lists of links have more of them than of words.
+_LINK_TARGET = re.compile(r"\]\([^()]*\)")
+
 _DETECTION = kreuzberg.ExtractionConfig(
     use_cache=False,
     enable_quality_processing=False,
@@ -28,7 +33,7 @@ def detect_language(text: str) -> str:
 
     English where that cannot be told: a table, a program, a few words.
     """
-    sample = text[:SAMPLE_CHARS]
+    sample = _LINK_TARGET.sub("", text[:SAMPLE_CHARS])
     if len(sample) < SHORT_CHARS:
         return "english"
     result = kreuzberg.extract_bytes_sync(sample.encode(), "text/plain", _DETECTION)

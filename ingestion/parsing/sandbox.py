@@ -25,6 +25,7 @@ from ingestion.types import ParsedDocument
 CHILD_DOCUMENTS_MAX = 200
 """Then a child makes way for a fresh one, whatever its documents have left in its memory."""
 START_TIMEOUT_SECONDS = 60.0
+STDERR_FILE = "stderr.log"
 STDERR_TAIL_BYTES = 4096
 REASON_CHARS_MAX = 300
 PIPE_BUFFER_BYTES = 1024 * 1024
@@ -114,34 +115,17 @@ class _Child:
     @classmethod
     async def start(cls, settings: Settings) -> Self:
         folder = Path(tempfile.mkdtemp(prefix="footnote-parser-"))
-        limits = ChildLimits(
-            memory_bytes=settings.parse_memory_bytes,
-            output_bytes=settings.parse_output_bytes,
-            timeout_seconds=settings.parse_timeout_seconds,
-            parent_pid=os.getpid(),
-        )
-        with (folder / "stderr.log").open("wb") as stderr:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "ingestion.parsing.child", limits.to_argument()),
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=stderr,
-                cwd=folder,
-                env=_environment(folder),
-                limit=PIPE_BUFFER_BYTES,
-                # Ctrl-C in a terminal is for the parent, which ends its children itself.
-                start_new_session=True,
-            )
+        try:
+            process = await _spawn(folder, settings)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         child = cls(process, folder, settings)
         try:
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
                 child.is_ready = (await child._receive()).ready
         except (TimeoutError, _Crashed):
-            log.error("parser_start_failed", stderr=child._last_words())
-            raise Unavailable(
-                "The document parser does not start.",
-                hint="The service's log has its last words; `footnote doctor` may say more.",
-            ) from None
+            raise _does_not_start(child._last_words()) from None
         finally:
             if not child.is_ready:
                 await child.end()
@@ -214,7 +198,7 @@ class _Child:
 
     def _last_words(self) -> str:
         try:
-            with (self._folder / "stderr.log").open("rb") as stderr:
+            with (self._folder / STDERR_FILE).open("rb") as stderr:
                 stderr.seek(max(os.fstat(stderr.fileno()).st_size - STDERR_TAIL_BYTES, 0))
                 return stderr.read().decode("utf-8", "replace")
         except OSError:
@@ -228,6 +212,38 @@ class _Child:
 
     def _too_large(self) -> str:
         return f"its text is larger than {self._output_bytes / 1024**2:.3g} MB"
+
+
+async def _spawn(folder: Path, settings: Settings) -> Process:
+    limits = ChildLimits(
+        memory_bytes=settings.parse_memory_bytes,
+        output_bytes=settings.parse_output_bytes,
+        timeout_seconds=settings.parse_timeout_seconds,
+        parent_pid=os.getpid(),
+    )
+    try:
+        with (folder / STDERR_FILE).open("wb") as stderr:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "ingestion.parsing.child", limits.to_argument()),
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=stderr,
+                cwd=folder,
+                env=_environment(folder),
+                limit=PIPE_BUFFER_BYTES,
+                # Ctrl-C in a terminal is for the parent, which ends its children itself.
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise _does_not_start(str(error)) from None
+
+
+def _does_not_start(last_words: str) -> Unavailable:
+    log.error("parser_start_failed", reason=last_words)
+    return Unavailable(
+        "The document parser does not start.",
+        hint="The service's log has its last words; `footnote doctor` may say more.",
+    )
 
 
 def _is_sound(document: ParsedDocument) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
+    from evaluation.answers import Row
     from evaluation.run import Outcome, Tell
 
 
@@ -84,6 +86,45 @@ def run_datasets(
         typer.echo(json.dumps({"outcomes": [outcome_record(outcome) for outcome in outcomes]}))
     else:
         Console().print(outcome_table(outcomes))
+
+
+@app.command("answers")
+def ask_questions(
+    sets: Annotated[
+        list[Path],
+        typer.Argument(help="Folders as for `run`, or files in the form of SQuAD.", metavar="SET…"),
+    ],
+    url: Annotated[
+        str, typer.Option(help="The service's address.", metavar="URL")
+    ] = "http://127.0.0.1:8008",
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="FOOTNOTE_API_KEY", help="An API key.", metavar="KEY"),
+    ] = None,
+    questions: Annotated[int, typer.Option(help="How many of each set, at most.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Which of them.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask each set's questions of its own documents and of the others': answered, or declined?"""
+    from evaluation.answers import answers_table  # noqa: PLC0415 - as above
+
+    rows = asyncio.run(_ask_all(sets, url, api_key, questions, seed, as_json))
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+    else:
+        Console().print(answers_table(rows))
+
+
+async def _ask_all(
+    paths: list[Path], url: str, api_key: str | None, questions: int, seed: int, is_quiet: bool
+) -> "list[Row]":
+    from evaluation.answers import load_questions, measure_answers  # noqa: PLC0415 - as above
+    from evaluation.service import open_service  # noqa: PLC0415 - as above
+
+    sets = [load_questions(path) for path in paths]
+    async with open_service(url, api_key) as service:
+        with _progress("answers", is_quiet=is_quiet) as tell:
+            return await measure_answers(service, sets, questions, seed, tell)
 
 
 async def _run_all(

@@ -43,7 +43,7 @@ async def run(
     """Ingest, search and measure; the collection made for it is deleted afterwards."""
     version = await service.version()
     async with service.temporary_collection(keep=keep) as name:
-        names = await _ingest(service, name, dataset, tell)
+        names = await ingest(service, name, dataset, tell)
         metrics: dict[str, dict[str, float]] = {}
         for mode in modes:
 
@@ -51,7 +51,7 @@ async def run(
                 hits = await service.search(name, query[1], mode)
                 return best_passages((names[hit["document_id"]], hit["score"]) for hit in hits)
 
-            found = await _each(
+            found = await each(
                 dataset.queries.items(), search, SEARCHES_AT_ONCE, tell, f"search, {mode}"
             )
             metrics[mode] = measure(
@@ -70,13 +70,13 @@ async def run(
     )
 
 
-async def _ingest(service: Service, name: str, dataset: Dataset, tell: Tell) -> dict[str, str]:
+async def ingest(service: Service, name: str, dataset: Dataset, tell: Tell) -> dict[str, str]:
     """Upload everything that says something and wait for it; the dataset's ids by the service's.
 
     Some sets hold empty documents, which no service could find; they stay in the judgements.
     """
     documents = [one for one in dataset.documents if one.title.strip() or one.text.strip()]
-    ids = await _each(
+    ids = await each(
         enumerate(documents, 1),
         lambda numbered: service.upload(name, *numbered),
         UPLOADS_AT_ONCE,
@@ -98,7 +98,7 @@ async def _ingest(service: Service, name: str, dataset: Dataset, tell: Tell) -> 
     return {given: document.id for given, document in zip(ids, documents, strict=True)}
 
 
-async def _each(
+async def each(
     items: Iterable[Item],
     work: Callable[[Item], Awaitable[Result]],
     at_once: int,

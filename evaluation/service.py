@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -68,6 +68,15 @@ class Service:
     async def search(self, collection: str, query: str, mode: str) -> list[dict[str, Any]]:
         body = {"query": query, "collection": collection, "mode": mode, "limit": HITS_MAX}
         return (await self._call("POST", "/api/search", json=body))["hits"]
+
+    async def ask(
+        self, collection: str, question: str, history: Sequence[tuple[str, str]] = ()
+    ) -> dict[str, Any]:
+        """The whole reply to a question; `history` holds roles and texts, oldest first."""
+        turns = [*history, ("user", question)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        body = {"messages": messages, "collection": collection}
+        return await self._call("POST", "/api/chat", json=body)
 
     async def version(self) -> str:
         return (await self._call("GET", "/health"))["version"]

@@ -40,8 +40,8 @@ EXTRACTIVE = "extractive"
 
 DECLINED = "The documents do not hold an answer to this question."
 NO_MODEL = (
-    "No language model is configured, so these are the best sentences of the documents, word for "
-    "word. Set FOOTNOTE_OLLAMA_URLS to get written answers."
+    "No language model is configured, so answers are the documents' own sentences, word for word. "
+    "Set FOOTNOTE_OLLAMA_URLS to get written answers."
 )
 
 REFUSAL_SECONDS = 0.25

@@ -77,6 +77,10 @@ class RequestTimeout(FootnoteError):
     title = "The request body came too slowly"
     default_hint = "Send the request again over a steady connection."
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Connection": "close"}
+
 
 class Conflict(FootnoteError):
     status = 409

@@ -57,20 +57,34 @@ def unix_socket_of(settings: Settings) -> Path:
 
 
 @asynccontextmanager
-async def over_sockets(service: Service) -> AsyncGenerator[httpx.AsyncClient]:
-    """The same service behind a real server, for what only shows on a real connection."""
+async def serving(service: Service) -> AsyncGenerator[tuple[uvicorn.Server, str]]:
+    """The same service behind a real server, and its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(
-            uvicorn.Config(service.app, lifespan="off", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            service.app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=2,
         )
+        server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.01)
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            async with httpx.AsyncClient(base_url=address, timeout=30) as client:
-                yield client
+            yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             await running
+
+
+@asynccontextmanager
+async def over_sockets(service: Service) -> AsyncGenerator[httpx.AsyncClient]:
+    """A client that calls the service over real connections, as many as it likes."""
+    limits = httpx.Limits(max_connections=None)
+    async with (
+        serving(service) as (_, address),
+        httpx.AsyncClient(base_url=address, limits=limits, timeout=30) as client,
+    ):
+        yield client

@@ -426,7 +426,7 @@ async def test_ids_of_nothing(service: Service) -> None:
         f"/api/documents/{uuid4()}",
         f"/api/documents/{uuid4()}/content",
         "/api/jobs/9223372036854775807",
-        "/api/jobs/1/events",
+        "/api/jobs/9223372036854775807/events",
         f"/api/conversations/{uuid4()}",
     ):
         check(await service.client.get(path), 404, "not_found")

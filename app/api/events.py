@@ -19,6 +19,9 @@ PING_SECONDS = 15
 STALLED_CLIENT_SECONDS = 30.0
 FAREWELL_SECONDS = 2.0
 
+# Not line ends of the protocol's, but many a client splits its lines at them.
+_ESCAPED = {ord(separator): f"\\u{ord(separator):04x}" for separator in "\x85\u2028\u2029"}
+
 Result = TypeVar("Result")
 Events = AsyncGenerator[ServerSentEvent]
 
@@ -28,7 +31,8 @@ class ClientGone(Exception):
 
 
 def event(name: str, data: BaseModel) -> ServerSentEvent:
-    return ServerSentEvent(data=data.model_dump_json(exclude_unset=True), event=name, sep=SEPARATOR)
+    content = data.model_dump_json(exclude_unset=True).translate(_ESCAPED)
+    return ServerSentEvent(data=content, event=name, sep=SEPARATOR)
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:

@@ -245,7 +245,8 @@ class BodyLimit:
         self.app = app
         self.small_bytes = settings.max_body_bytes
         self.upload_bytes = settings.max_upload_bytes + FORM_OVERHEAD_BYTES
-        self.stall_seconds = settings.request_timeout_seconds
+        # Before the whole request's time is up, so that the reply says what was slow.
+        self.stall_seconds = settings.request_timeout_seconds / 2
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

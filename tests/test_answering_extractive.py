@@ -4,10 +4,12 @@ from uuid import uuid4
 
 from app.answering.extractive import (
     MAX_CANDIDATES,
+    MAX_EMBEDDED,
     MAX_SENTENCE_CHARS,
     Candidate,
     choose,
     find_candidates,
+    shortlist,
     written,
 )
 from app.search.base import Hit
@@ -160,3 +162,13 @@ def test_every_piece_is_followed_by_its_marker() -> None:
     block = written(listed.piece, 3, after=text)
     assert block == "\n\nYou need these: [3]\n\n- Python 3.11\n- Patience"
     assert written(plain.piece, 1, after=text + block).startswith("\n\n")
+
+
+def test_only_the_most_promising_candidates_are_embedded() -> None:
+    lines = [f"Paragraph number {number} is about nothing." for number in range(40)]
+    lines[30] = "Travel to Ghana needs a visa."
+    candidates = find_candidates([hit("\n\n".join(lines))])
+    kept = shortlist(["ghana"], candidates)
+    assert len(kept) == MAX_EMBEDDED
+    assert "Travel to Ghana needs a visa." in [each.piece.text for each in kept]
+    assert [each.piece.start for each in kept] == sorted(each.piece.start for each in kept)

@@ -19,7 +19,7 @@ from app.answering.base import (
     Usage,
 )
 from app.answering.citations import Draft
-from app.answering.extractive import Candidate, choose, find_candidates, written
+from app.answering.extractive import Candidate, choose, find_candidates, shortlist, written
 from app.answering.followups import retrieval_query
 from app.answering.grounding import Grounding
 from app.answering.prompts import build_prompt, is_declining
@@ -156,11 +156,13 @@ class GroundedAnswerer:
         yield Finished(self._extracted(found, text, grounding))
 
     async def _best(self, found: _Found, candidates: Sequence[Candidate]) -> list[Candidate]:
+        terms = content_terms(found.query)
+        embedded = shortlist(terms, candidates)
         vectors = await self._embedder.embed(
-            [candidate.embedded_text for candidate in candidates], "document"
+            [candidate.embedded_text for candidate in embedded], "document"
         )
         similarities: list[float] = (vectors @ np.asarray(found.result.query_vector)).tolist()
-        return choose(content_terms(found.query), candidates, similarities)
+        return choose(terms, embedded, similarities)
 
     # --- a model's words -------------------------------------------------------------------------
 

@@ -120,11 +120,18 @@ cli.add_typer(evaluation, name="eval")
 
 
 def main() -> None:
-    # Ended by a signal, a command still gives back what it holds.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+            signal.signal(number, _interrupt)
     cli(prog_name="footnote")
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Ended from outside, a command gives back what it holds, as it does after Ctrl-C."""
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.raise_signal(signal.SIGINT)
+    else:
+        raise KeyboardInterrupt  # in a shell's background, where Ctrl-C is switched off
 
 
 if __name__ == "__main__":

@@ -101,13 +101,14 @@ async def _until_ready(client: httpx.AsyncClient) -> None:
 
 
 async def _fitting_question(client: httpx.AsyncClient) -> str:
-    """A question that documents nobody knows here can answer: about the first one's subject."""
-    found = await Service(client).call("GET", "/api/documents?status=ready&limit=1")
+    """A question that documents nobody knows here can answer: about the subject of a long one."""
+    found = await Service(client).call("GET", "/api/documents?status=ready&limit=100")
     if not found["documents"]:
         raise StartupError(
             "None of the documents could be read.", hint="`footnote documents list` says why."
         )
-    return f"What does it say about {found['documents'][0]['title']}?"
+    longest = max(found["documents"], key=lambda document: document["chunks"])
+    return f"What does it say about {longest['title']}?"
 
 
 def _show(question: str, answer: dict[str, Any]) -> None:

@@ -25,7 +25,9 @@ MAX_TERM_CHARS = 64
 
 _CACHED_TOKENS = 100_000
 
-# Words of grammar, not of subject. They would be the longest postings and say the least.
+# Words of grammar, not of subject: they would be the longest postings and say the least. Left out
+# in every language, because a query is read in all that a collection holds, and an English one
+# would otherwise find French passages by their "the".
 _STOP_WORDS = frozenset(
     """
     a about above after again against all am an and any are as at be because been before being
@@ -110,10 +112,10 @@ class _Vocabulary(dict[str, tuple[str, ...]]):
     def _word(self, word: str) -> list[str]:
         if _UNSPACED.search(word):
             return self._unspaced(word)
-        terms = [self._stemmed(word)]
+        words = [word] if self._is_english else word.replace("’", "'").split("'")
         if len(humps := _HUMP.split(word)) > 1:
-            terms += map(self._stemmed, humps)
-        return [term for term in terms if term]
+            words += humps
+        return [term for term in map(self._stemmed, words) if term]
 
     def _unspaced(self, word: str) -> list[str]:
         terms: list[str] = []
@@ -134,8 +136,8 @@ class _Vocabulary(dict[str, tuple[str, ...]]):
         word = word.casefold().replace("’", "'")
         if self._is_english:
             word = _without_ending(_without_accents(word))
-            if word in _SINGLE_LETTERS or (word in _STOP_WORDS and not is_acronym):
-                return ""
+        if word in _SINGLE_LETTERS or (word in _STOP_WORDS and not is_acronym):
+            return ""
         return self._stem(word)[:MAX_TERM_CHARS]
 
 

@@ -71,10 +71,10 @@ def test_ways_of_writing_the_same_word_agree(one: str, other: str) -> None:
     ("language", "text", "terms"),
     [
         ("german", "Die Häuser", ["die", "haus"]),
-        ("french", "les continuations", ["le", "continu"]),
+        ("french", "les continuations de l’avion", ["le", "continu", "de", "avion"]),
         ("russian", "книги", ["книг"]),
-        ("simple", "the Running houses", ["the", "running", "houses"]),
-        ("klingon", "the Running houses", ["the", "running", "houses"]),
+        ("simple", "the Running houses", ["running", "houses"]),
+        ("klingon", "the Running houses", ["running", "houses"]),
     ],
 )
 def test_each_language_has_its_own_stems(language: str, text: str, terms: list[str]) -> None:

@@ -52,7 +52,7 @@ demo: $(READY)
 	@exec $(BIN)/footnote demo $(if $(DOCS),--docs '$(DOCS)')
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n 2 $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(READY)
 	@$(BIN)/ruff check $(SOURCES)

@@ -144,19 +144,26 @@ def test_a_chain_of_follow_ups_is_bounded() -> None:
 # --- relevance -------------------------------------------------------------------------------------
 
 
-def found(similarity: float, coverage: float, text: str) -> SearchResult:
+def found(similarity: float, text: str) -> SearchResult:
     base = hit(text)
     fields = {name: getattr(base, name) for name in base.__slots__}
-    return SearchResult(hits=[Hit(**{**fields, "similarity": similarity})], coverage=coverage)
+    return SearchResult(hits=[Hit(**{**fields, "similarity": similarity})])
 
 
 def test_relevance_rises_with_likeness_and_with_shared_words() -> None:
     query = "Who approves business travel?"
-    good = relevance(query, found(0.6, 1.0, "Business travel is approved by the lead."))
-    unlike = relevance(query, found(0.1, 1.0, "Business travel is approved by the lead."))
-    unknown = relevance(query, found(0.2, 0.0, "The boiling point of water."))
+    good = relevance(query, query, found(0.6, "Business travel is approved by the lead."))
+    unlike = relevance(query, query, found(0.2, "Business travel is approved by the lead."))
+    unknown = relevance(query, query, found(0.2, "The boiling point of water."))
     assert good > LEAST_TO_EXTRACT > unlike > unknown
-    assert relevance(query, SearchResult(hits=[])) == 0.0
+    assert relevance(query, query, SearchResult(hits=[])) == 0.0
+
+
+def test_a_follow_up_may_share_its_own_words_alone() -> None:
+    result = found(0.4, "Vacation is approved by the lead.")
+    joined = "Which laptops, phones, chairs and desks are there? Who approves vacation?"
+    alone = relevance("Who approves vacation?", joined, result)
+    assert alone > relevance(joined, joined, result)
 
 
 def test_words_that_only_build_questions_carry_no_meaning() -> None:

@@ -93,7 +93,7 @@ class GroundedAnswerer:
             )
         found = _Found(question, query, result)
         least = LEAST_TO_EXTRACT if model is None else LEAST_TO_GENERATE
-        if relevance(query, result) < least:
+        if relevance(question.text, query, result) < least:
             events = self._decline(found)
         elif model is None:
             events = self._extract(found)

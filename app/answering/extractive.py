@@ -140,8 +140,9 @@ def written(piece: Piece, marker: int, *, after: str) -> str:
 
 
 def _shared(question_terms: Sequence[str], candidates: Sequence[Candidate]) -> list[float]:
-    """For each candidate the share (0…1) of the question's words that it has, rare ones weighing
-    more: a word that every candidate has tells them not apart.
+    """For each candidate the share (0…1) of the question's words that it has.
+
+    Rare words weigh more: one that every candidate has does not tell them apart.
     """
     holding = Counter(term for candidate in candidates for term in candidate.terms)
     count = len(candidates)

@@ -7,7 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 from pydantic import SecretStr
 from sqlalchemy import text
 
@@ -136,6 +138,34 @@ async def test_odd_but_honest_queries_are_answered(service: Service, query: str)
         reply = await service.client.post("/api/search", json=body(query=query, mode=mode))
         assert reply.status_code == 200, reply.text
         assert reply.json()["hits"] == []
+
+
+# --- anything at all ------------------------------------------------------------------------------
+
+TEXTS = st.text(max_size=20) | st.sampled_from(["$in", "$gte", "$uri", "default", "\0", "\ud800"])
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**30, -(10**30), 2**63])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS: dict[str, dict[str, Any]] = {
+    "/api/search": {"query": "x", "limit": 3, "mode": "keyword", "filters": {}, "explain": True},
+    "/api/chat": {"question": "x", "filters": {}, "model": "auto", "collection": "default"},
+    "/api/feedback": {"message_id": str(uuid4()), "rating": 1, "comment": "x"},
+}
+
+
+@hypothesis.given(path=st.sampled_from(sorted(FIELDS)), data=st.data())
+@hypothesis.settings(max_examples=100, deadline=None)
+async def test_no_json_breaks_anything(service: Service, path: str, data: st.DataObject) -> None:
+    sent = dict(FIELDS[path])
+    for name in data.draw(st.sets(st.sampled_from([*sent, "more"]), min_size=1, max_size=2)):
+        sent[name] = data.draw(ANYTHING)
+    reply = await service.client.post(path, content=json.dumps(sent).encode(), headers=JSON)
+    assert reply.status_code < 500, (sent, reply.text)
+    if reply.status_code >= 400:
+        check(reply, reply.status_code, reply.json()["code"])
 
 
 # --- what is no JSON, or not what was announced ---------------------------------------------------

@@ -242,7 +242,9 @@ class ChatBody(InCollections):
     conversation_id: UUID | None = None
     stream: StrictBool = False
     model: Annotated[Text, Field(min_length=1, max_length=200)] = "auto"
-    tier: Literal["realtime", "interactive", "orchestration"] = "interactive"
+    tier: Literal["realtime", "interactive", "orchestration"] = Field(
+        default="interactive", description="How urgent it is; one queue serves all tiers so far."
+    )
     filters: Filters = {}
 
     @model_validator(mode="after")

@@ -13,9 +13,5 @@ _FUNCTION_TERMS = frozenset(extract_terms(_FUNCTION_WORDS))
 
 
 def content_terms(text: str) -> list[str]:
-    """The distinct terms of a text, in its order, without words that only build the sentence.
-
-    When there are no others, all terms.
-    """
-    terms = dict.fromkeys(extract_terms(text))
-    return [term for term in terms if term not in _FUNCTION_TERMS] or list(terms)
+    """The distinct terms of a text, in its order, without words that only build the sentence."""
+    return [term for term in dict.fromkeys(extract_terms(text)) if term not in _FUNCTION_TERMS]

@@ -1,6 +1,7 @@
 """What every test may use: a real PostgreSQL with a migrated database, and the real model."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,10 @@ for name in [name for name in os.environ if name.startswith("FOOTNOTE_")]:
     if not name.startswith("FOOTNOTE_LIVE_"):
         del os.environ[name]
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell starts its background jobs with interrupts ignored, and whatever the tests start would
+# inherit that; with a handler of our own, a child begins with the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "footnote_template"

@@ -71,7 +71,7 @@ async def test_an_answer_has_all_that_the_contract_names(service: Service) -> No
         }
     ]
     assert reply["sentences"] == [
-        {"text": "Ada approves travel [1].", "markers": [1], "supported": True}
+        {"text": "Ada approves travel.", "markers": [1], "supported": True, "citations": [0]}
     ]
     assert (reply["grounded"], reply["mode"], reply["model"]) == (True, "generated", "scripted")
     assert reply["usage"] == {"prompt_tokens": 30, "completion_tokens": 6}

@@ -86,7 +86,12 @@ class Exchange:
             answer=answer.text,
             citations=[*map(_citation_info, answer.citations)],
             sentences=[
-                SentenceInfo(text=one.text, markers=one.markers, supported=one.supported)
+                SentenceInfo(
+                    text=one.text,
+                    markers=one.markers,
+                    supported=one.supported,
+                    citations=one.citations,
+                )
                 for one in answer.sentences
             ],
             grounded=answer.grounded,

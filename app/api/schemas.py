@@ -273,9 +273,12 @@ class CitationInfo(BaseModel):
 
 
 class SentenceInfo(BaseModel):
+    """`citations` are places in the reply's list of citations: those that bear this one out."""
+
     text: str
     markers: tuple[int, ...]
     supported: bool
+    citations: tuple[int, ...] = ()
 
 
 class UsageInfo(BaseModel):

@@ -48,7 +48,9 @@ CITATION = Citation(
 ANSWER = Answer(
     text="Ada approves travel [1].",
     citations=(CITATION,),
-    sentences=(Sentence(text="Ada approves travel [1].", markers=(1,), supported=True),),
+    sentences=(
+        Sentence(text="Ada approves travel.", markers=(1,), supported=True, citations=(0,)),
+    ),
     grounded=True,
     mode="generated",
     model="scripted",

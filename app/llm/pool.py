@@ -114,7 +114,7 @@ class GenerationPool:
                     raise
                 if len(tried) >= MAX_ATTEMPTS or not self._usable(tried):
                     raise self._unavailable(failure) from None
-                log.info("generation moves on", instance=member.instance.address, why=failure.cause)
+                log.info("generation_moves_on", instance=member.instance.address, why=failure.cause)
             finally:
                 drain.close()
 
@@ -257,12 +257,12 @@ class GenerationPool:
             elif error.cause != "refused" and member.breaker.record_fault():
                 self._eject(member, error)
         elif not isinstance(error, asyncio.CancelledError):
-            log.error("generation ended in an error of our own", exc_info=error)
+            log.error("generation_ended_in_a_bug", exc_info=error)
         self._release(member)
 
     def _eject(self, member: Member, error: InstanceFailed | InstanceBroke) -> None:
         EJECTIONS.labels(member.instance.address, error.cause).inc()
-        log.warning("instance ejected", instance=member.instance.address, why=error.detail)
+        log.warning("instance_ejected", instance=member.instance.address, why=error.detail)
         probe = asyncio.create_task(self._probe_until_well(member))
         self._probes.add(probe)
         probe.add_done_callback(self._probes.discard)
@@ -281,7 +281,7 @@ class GenerationPool:
             try:
                 if await member.instance.is_generating(self._options):
                     member.breaker.close()
-                    log.info("instance readmitted", instance=member.instance.address)
+                    log.info("instance_readmitted", instance=member.instance.address)
             finally:
                 self._show_degradation()
                 self._release(member)

@@ -18,6 +18,7 @@ from app.config import Settings
 from app.conversations.memory import Memory
 from app.db.schema import check_database
 from app.db.session import Sessions, open_engine, open_sessions
+from app.db.snapshot import Snapshots
 from app.documents.library import Library
 from app.embedding.loading import open_embedder, usable_cores
 from app.embedding.query import QueryEmbedder
@@ -132,7 +133,9 @@ async def open_resources(
         chat_model = open_chat_model(settings)
         if chat_model is not None:
             stack.push_async_callback(chat_model.close)
-        searcher = HybridSearcher(engine, query_embedder, settings)
+        snapshots = Snapshots(settings, database_url)
+        stack.push_async_callback(snapshots.close)
+        searcher = HybridSearcher(snapshots, query_embedder, settings)
 
         yield Resources(
             settings=settings,

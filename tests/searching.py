@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import LOCAL_OWNER, Caller
 from app.config import Settings
+from app.db.snapshot import Snapshots
 from app.db.vectors import register_model
 from app.embedding.query import QueryEmbedder
 from app.search.base import SearchRequest, SearchResult
@@ -20,11 +21,14 @@ from tests.passages import Source, Stored, add_collection, add_document
 class Index:
     """`fill` and `search` a database as the product would."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+    def __init__(
+        self, engine: AsyncEngine, settings: Settings, pool_size: int | None = None
+    ) -> None:
         self.engine = engine
+        self.snapshots = Snapshots(settings, url_of(engine), pool_size=pool_size)
         self.embedder = WordsEmbedder()
         self._query_embedder = QueryEmbedder(self.embedder, threads=1, waiters=50)  # pyright: ignore[reportArgumentType]
-        self._searcher = HybridSearcher(engine, self._query_embedder, settings)
+        self._searcher = HybridSearcher(self.snapshots, self._query_embedder, settings)
 
     async def fill(
         self,
@@ -65,14 +69,21 @@ class Index:
     async def texts(self, query: str, *collections: str, **options: Any) -> list[str]:
         return [hit.text for hit in (await self.search(query, *collections, **options)).hits]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._query_embedder.close()
+        await self.snapshots.close()
 
 
 @asynccontextmanager
-async def open_index(engine: AsyncEngine, settings: Settings) -> AsyncGenerator[Index]:
-    index = Index(engine, settings)
+async def open_index(
+    engine: AsyncEngine, settings: Settings, pool_size: int | None = None
+) -> AsyncGenerator[Index]:
+    index = Index(engine, settings, pool_size)
     try:
         yield index
     finally:
-        index.close()
+        await index.close()
+
+
+def url_of(engine: AsyncEngine) -> str:
+    return engine.url.render_as_string(hide_password=False)

@@ -259,9 +259,24 @@ async def test_searches_given_up_midway_leave_nothing_behind(
         await asyncio.sleep(moment_ms / 1000)
         search.cancel()
         await asyncio.wait([search])
-    assert filled.engine.pool.checkedout() == 0
+    assert filled.snapshots.engine.pool.checkedout() == 0
     assert await filled.texts("travel engineer hotels") == expected
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_restarted_database_is_not_noticed(filled: Index) -> None:
+    expected = await filled.texts("travel engineer hotels")
+    await asyncio.gather(*(filled.texts("travel") for _ in range(5)))
+    async with filled.engine.connect() as connection:
+        await connection.execute(
+            text(
+                """
+                SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+                WHERE datname = current_database() AND pid <> pg_backend_pid()
+                """
+            )
+        )
+    assert await filled.texts("travel engineer hotels") == expected
 
 
 async def test_no_database_is_told_as_such(settings: Settings) -> None:
@@ -274,9 +289,8 @@ async def test_no_database_is_told_as_such(settings: Settings) -> None:
 
 async def test_no_free_connection_is_told_as_such(database_url: str, settings: Settings) -> None:
     impatient = settings.model_copy(update={"database_timeout_seconds": 0.05})
-    engine = open_engine(impatient, database_url, pool_size=1)
-    async with open_index(engine, settings) as index, engine.connect() as connection:
-        await connection.execute(text("SELECT 1"))
+    engine = open_engine(impatient, database_url)
+    async with open_index(engine, impatient, pool_size=1) as index, index.snapshots.open():
         with pytest.raises(Overloaded):
             await index.search("travel")
     await engine.dispose()

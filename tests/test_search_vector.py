@@ -1,3 +1,4 @@
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -7,13 +8,15 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import LOCAL_OWNER
+from app.config import Settings
 from app.db import vectors as stored
-from app.db.snapshot import open_snapshot
+from app.db.snapshot import Snapshots
 from app.db.vectors import ensure_index, register_model
 from app.search import vector
 from app.search.scope import allowed_chunks, resolve
 from app.search.vector import SETTINGS, find_neighbours
 from tests.passages import Source, add_collection, add_document, unit_vectors
+from tests.searching import url_of
 
 DIMENSIONS = 24
 CHUNKS = 3_000
@@ -29,7 +32,9 @@ def queries() -> Query:
 
 
 @pytest.fixture
-async def indexed(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncEngine:
+async def indexed(
+    engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Snapshots]:
     """60 documents of 50 passages in the collection `large`, 20 passages in `small`, one index."""
     monkeypatch.setattr(stored, "INDEX_FROM_ROWS", 1)
     drawn = unit_vectors(1, CHUNKS, DIMENSIONS)
@@ -48,13 +53,15 @@ async def indexed(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> Async
         await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(
             text("VACUUM ANALYZE")
         )
-    return engine
+    snapshots = Snapshots(settings, url_of(engine))
+    yield snapshots
+    await snapshots.close()
 
 
 async def nearest(
-    engine: AsyncEngine, query: Query, filters: dict[str, Any], limit: int = LIMIT
+    snapshots: Snapshots, query: Query, filters: dict[str, Any], limit: int = LIMIT
 ) -> list[int]:
-    async with open_snapshot(engine, SETTINGS) as snapshot:
+    async with snapshots.open(SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], filters)
         allowed = await allowed_chunks(snapshot, scope) if scope.condition else None
         found, _ = await find_neighbours(snapshot, scope, query, limit, allowed=allowed)
@@ -77,7 +84,7 @@ def force(monkeypatch: pytest.MonkeyPatch, *, index: bool) -> None:
     ids=["all", "half", "a tenth", "a sixtieth"],
 )
 async def test_the_index_finds_what_comparing_all_finds(
-    indexed: AsyncEngine,
+    indexed: Snapshots,
     queries: Query,
     monkeypatch: pytest.MonkeyPatch,
     filters: dict[str, Any],
@@ -94,8 +101,8 @@ async def test_the_index_finds_what_comparing_all_finds(
     assert found_both / (len(queries) * min(LIMIT, matching)) >= 0.98
 
 
-async def test_the_index_is_used_where_it_pays(indexed: AsyncEngine, queries: Query) -> None:
-    async with open_snapshot(indexed, SETTINGS) as snapshot:
+async def test_the_index_is_used_where_it_pays(indexed: Snapshots, queries: Query) -> None:
+    async with indexed.open(SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], {})
         plan = await snapshot.fetch(
             "EXPLAIN " + vector._indexed(scope) + " ORDER BY distance LIMIT 50",  # pyright: ignore[reportPrivateUsage]
@@ -104,10 +111,8 @@ async def test_the_index_is_used_where_it_pays(indexed: AsyncEngine, queries: Qu
     assert "_hnsw" in str(plan)
 
 
-async def test_nearest_first_and_as_similar_as_they_are(
-    indexed: AsyncEngine, queries: Query
-) -> None:
-    async with open_snapshot(indexed, SETTINGS) as snapshot:
+async def test_nearest_first_and_as_similar_as_they_are(indexed: Snapshots, queries: Query) -> None:
+    async with indexed.open(SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["small"], {})
         found, asked = await find_neighbours(
             snapshot, scope, queries[0], 5, others=np.array([CHUNKS + 1, CHUNKS + 20])
@@ -121,9 +126,9 @@ async def test_nearest_first_and_as_similar_as_they_are(
 
 
 async def test_others_outside_the_scope_have_no_similarity(
-    indexed: AsyncEngine, queries: Query
+    indexed: Snapshots, queries: Query
 ) -> None:
-    async with open_snapshot(indexed, SETTINGS) as snapshot:
+    async with indexed.open(SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["small"], {})
         _, asked = await find_neighbours(
             snapshot, scope, queries[0], 5, others=np.array([1, CHUNKS + 1])
@@ -132,7 +137,7 @@ async def test_others_outside_the_scope_have_no_similarity(
 
 
 async def test_where_the_index_gives_up_all_are_compared(
-    indexed: AsyncEngine, queries: Query, monkeypatch: pytest.MonkeyPatch
+    indexed: Snapshots, queries: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         vector,
@@ -140,7 +145,7 @@ async def test_where_the_index_gives_up_all_are_compared(
         "SET LOCAL hnsw.iterative_scan = off; SET LOCAL hnsw.ef_search = 10",
     )
     force(monkeypatch, index=True)
-    async with open_snapshot(indexed, vector.SETTINGS) as snapshot:
+    async with indexed.open(vector.SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], {"n": 6})
         allowed = await allowed_chunks(snapshot, scope)
         found, _ = await find_neighbours(snapshot, scope, queries[0], LIMIT, allowed=allowed)

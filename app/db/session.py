@@ -26,8 +26,14 @@ def libpq_url(url: str) -> str:
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def open_engine(settings: Settings, url: str, *, pool_size: int | None = None) -> AsyncEngine:
-    """An engine whose waiting is bounded: connecting, getting a connection, every statement."""
+def open_engine(
+    settings: Settings, url: str, *, pool_size: int | None = None, for_snapshots: bool = False
+) -> AsyncEngine:
+    """An engine whose waiting is bounded: connecting, getting a connection, every statement.
+
+    `for_snapshots` gives the connections of `app/db/snapshot.py`, which begins its transactions
+    itself and finds out by that whether a connection still lives.
+    """
     arrays.register()
     timeout_seconds = settings.database_timeout_seconds
     arguments: dict[str, Any] = {
@@ -39,7 +45,8 @@ def open_engine(settings: Settings, url: str, *, pool_size: int | None = None) -
         pool_size=pool_size or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=timeout_seconds,
-        pool_pre_ping=True,
+        pool_pre_ping=not for_snapshots,
+        isolation_level="AUTOCOMMIT" if for_snapshots else None,
         connect_args=arguments,
     )
 

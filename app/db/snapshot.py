@@ -1,19 +1,25 @@
-"""Reading at one point in time, close to the driver: a search is a handful of such reads."""
+"""Reading at one point in time, close to the driver: a search is a handful of such reads.
+
+Searches have connections of their own, which are spared everything that a search can do without:
+no round trip asks whether a connection still lives, and none sets it up.
+"""
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from psycopg import AsyncConnection
-from sqlalchemy.ext.asyncio import AsyncEngine
+import psycopg
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.config import Settings
+from app.db.session import open_engine
 from app.db.transactions import translated_errors
 
 
 class Snapshot:
     """Sees the database as it was at its first read, whatever is committed meanwhile."""
 
-    def __init__(self, driver: AsyncConnection[Any]) -> None:
+    def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
         self._driver = driver
 
     async def fetch(
@@ -25,18 +31,46 @@ class Snapshot:
             return await cursor.fetchall()
 
 
-@asynccontextmanager
-async def open_snapshot(engine: AsyncEngine, settings: str = "") -> AsyncGenerator[Snapshot]:
-    """A read-only snapshot; `settings` are `SET LOCAL` statements for it.
+class Snapshots:
+    """A pool of connections that only read; `close` it in the end."""
 
-    Raises DatabaseUnavailable and Overloaded in place of the driver's errors.
-    """
-    with translated_errors():
-        async with engine.connect() as connection:
-            driver: Any = (await connection.get_raw_connection()).driver_connection
-            # Several statements in one message: they cannot be prepared, nor have parameters.
-            await driver.execute(_BEGIN + settings, prepare=False)
-            yield Snapshot(driver)
+    def __init__(self, settings: Settings, url: str, *, pool_size: int | None = None) -> None:
+        self.engine = open_engine(settings, url, pool_size=pool_size, for_snapshots=True)
+
+    @asynccontextmanager
+    async def open(self, settings: str = "") -> AsyncGenerator[Snapshot]:
+        """A new snapshot; `settings` are `SET LOCAL` statements for it.
+
+        Raises DatabaseUnavailable and Overloaded in place of the driver's errors.
+        """
+        with translated_errors():
+            async with AsyncExitStack() as stack:
+                connection, driver = await self._begin(settings)
+                stack.push_async_exit(connection)
+                yield Snapshot(driver)
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    async def _begin(self, settings: str) -> tuple[AsyncConnection, psycopg.AsyncConnection[Any]]:
+        while True:
+            connection = await self.engine.connect()
+            pooled = await connection.get_raw_connection()
+            driver: Any = pooled.driver_connection
+            was_used = _USED in pooled.info
+            try:
+                # Several statements in one message: they cannot be prepared, nor have parameters.
+                await driver.execute(_BEGIN + settings, prepare=False)
+            except BaseException as error:
+                await connection.invalidate()
+                await connection.close()
+                # Of an old connection this says that the server was restarted; try the next one.
+                if not (was_used and isinstance(error, psycopg.OperationalError)):
+                    raise
+            else:
+                pooled.info[_USED] = True
+                return connection, driver
 
 
-_BEGIN = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+_USED = "footnote_used"

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import Caller
 from app.config import Settings
 from app.db.postings import PostingList, read_postings
-from app.db.snapshot import Snapshot, open_snapshot
+from app.db.snapshot import Snapshot, Snapshots
 from app.embedding.query import QueryEmbedder
 from app.errors import InvalidInput
 from app.search.base import Hit, SearchRequest, SearchResult
@@ -55,9 +54,9 @@ class HybridSearcher:
     """
 
     def __init__(
-        self, engine: AsyncEngine, query_embedder: QueryEmbedder, settings: Settings
+        self, snapshots: Snapshots, query_embedder: QueryEmbedder, settings: Settings
     ) -> None:
-        self._engine = engine
+        self._snapshots = snapshots
         self._query_embedder = query_embedder
         self._reranker = settings.reranker
 
@@ -69,7 +68,7 @@ class HybridSearcher:
         vector = None
         async with (
             self._embedding(query, request) as embedding,
-            open_snapshot(self._engine, SETTINGS) as snapshot,
+            self._snapshots.open(SETTINGS) as snapshot,
         ):
             with stage("search", "scope", times_ms):
                 scope = await resolve(snapshot, caller, request.collections, request.filters)

@@ -20,7 +20,7 @@ INDEX_COST_CHUNKS = 4_000
 collection that is a tenth of the index it takes ten times as long."""
 
 SETTINGS = """
-    SET LOCAL hnsw.ef_search = 150;
+    SET LOCAL hnsw.ef_search = 100;
     SET LOCAL hnsw.iterative_scan = relaxed_order;
     SET LOCAL jit = off
 """

@@ -141,7 +141,11 @@ class HybridSearcher:
     ) -> dict[str, Any] | None:
         explanation: dict[str, Any] = {}
         if request.rerank:
-            explanation["rerank"] = "not done: no reranker is configured"
+            explanation["rerank"] = (
+                f"not done: this version cannot run {self._reranker}"
+                if self._reranker
+                else "not done: no reranker is configured"
+            )
         if not request.explain:
             return explanation or None
         chunks_count = scope.chunks_count

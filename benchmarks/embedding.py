@@ -39,7 +39,7 @@ from app.embedding.loading import open_embedder, usable_cores
 from app.embedding.model_folder import locate_model
 from app.embedding.query import QueryEmbedder
 from ingestion.chunking import split
-from ingestion.types import ParsedDocument, embedded_text
+from ingestion.types import Chunking, ParsedDocument, embedded_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "embedding.json"
@@ -59,7 +59,7 @@ def read_passages(folder: Path, embedder: Embedder, chunk_tokens: int, count: in
     passages: list[str] = []
     for path in sorted(folder.rglob("*.md")):
         parsed = ParsedDocument(path.read_text("utf-8", "replace"), path.stem, "text/markdown")
-        chunks = split(parsed, embedder.tokenizer, chunk_tokens=chunk_tokens)
+        chunks = split(parsed, embedder.tokenizer, Chunking(chunk_tokens))
         passages += [embedded_text(parsed.title, chunk) for chunk in chunks]
     if not passages:
         raise SystemExit(f"There are no Markdown files in {folder}.")

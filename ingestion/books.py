@@ -8,7 +8,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.access import DEFAULT_TENANT_ID
-from app.db.collections import ensure_collection, find_collection
+from app.db.collection_settings import DEFAULTS
+from app.db.collections import StoredCollection, ensure_collection, find_collection
 from app.db.documents import SourceState, delete_document, list_sources, note_unchanged
 from app.db.postings import merge_postings
 from app.db.transactions import translated_errors
@@ -30,7 +31,9 @@ NOTES_AT_ONCE = 500
 
 
 class Books(Protocol):
-    """The collection that a run works on."""
+    """The collection that a run works on; `pipeline_digest` names the pipeline as it asks for."""
+
+    pipeline_digest: str
 
     async def known(self, paths: Sequence[Path]) -> dict[str, SourceState]:
         """What is there already of these files and folders, by URI."""
@@ -58,10 +61,10 @@ async def open_books(name: str, tools: Tools, *, is_rehearsal: bool) -> Books:
     async def look(connection: AsyncConnection) -> Shelf | None:
         if model_id is None:
             found = await find_collection(connection, DEFAULT_TENANT_ID, name)
-            return Shelf(found.tenant_id, found.id, found.model_id) if found else None
+            return _shelf(found) if found else None
         collection = await ensure_collection(connection, DEFAULT_TENANT_ID, name, model_id)
         collection.check_model(model_id, tools.embedder.name)
-        return Shelf(collection.tenant_id, collection.id, model_id)
+        return _shelf(collection)
 
     shelf = await tools.transaction(look)
     if is_rehearsal or shelf is None:
@@ -69,8 +72,13 @@ async def open_books(name: str, tools: Tools, *, is_rehearsal: bool) -> Books:
     return _Collection(shelf, tools)
 
 
+def _shelf(collection: StoredCollection) -> Shelf:
+    return Shelf(collection.tenant_id, collection.id, collection.model_id, collection.settings)
+
+
 class _Collection:
     def __init__(self, shelf: Shelf, tools: Tools) -> None:
+        self.pipeline_digest = tools.digest(shelf.settings)
         self._shelf = shelf
         self._tools = tools
         self._notes: list[tuple[UUID, int | None, str | None]] = []
@@ -118,6 +126,7 @@ class _Collection:
 
 class _Rehearsal:
     def __init__(self, shelf: Shelf | None, tools: Tools) -> None:
+        self.pipeline_digest = tools.digest(shelf.settings if shelf else DEFAULTS)
         self._shelf = shelf
         self._tools = tools
 

@@ -1,7 +1,7 @@
 """Vectors for passages: known ones again, new ones in large rounds gathered across documents."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -63,14 +63,21 @@ class RoundEmbedder:
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._rounds = asyncio.create_task(self._run())
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of passages in input order; raises EmbeddingUnavailable."""
+    async def embed(
+        self, texts: Sequence[str], tell: Callable[[int], None] | None = None
+    ) -> Vectors:
+        """Vectors of passages in input order; raises EmbeddingUnavailable.
+
+        `tell` is told how many of them are done, now and then.
+        """
         parts: list[Vectors] = []
         # One part after the other: a huge document must not keep the small ones waiting.
         for part in _parts(texts):
             request = _Request(part)
             self._waiting.put_nowait(request)
             parts.append(await request.vectors)
+            if tell is not None:
+                tell(sum(map(len, parts)))
         if not parts:
             return np.empty((0, self._embedder.dimensions), np.float32)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -6,11 +6,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.config import Settings
+from app.db.collection_settings import CollectionSettings
 from app.db.documents import reserve_chunk_ids
 from app.db.transactions import in_transaction
 from app.db.vectors import known_vectors, register_model
@@ -23,7 +24,7 @@ from ingestion.chunking import CHUNKING_VERSION, split
 from ingestion.embedding import RoundEmbedder, assemble, new_texts
 from ingestion.parsing import PARSING_VERSION
 from ingestion.parsing.sandbox import ParserPool
-from ingestion.types import ParsedDocument, embedded_text
+from ingestion.types import Chunking, ParsedDocument, embedded_text
 from ingestion.writing import NewVersion, Passages, Shelf
 
 Result = TypeVar("Result")
@@ -41,16 +42,33 @@ class Original:
 Write = Callable[[AsyncConnection, NewVersion], Awaitable[Result]]
 
 
-async def process(original: Original, shelf: Shelf, tools: "Tools", write: Write[Result]) -> Result:
+Stage = Literal["parsing", "chunking", "embedding", "writing"]
+Report = Callable[[Stage, int, int], None]
+"""Told how far the work is: stage, passages done and passages in all (0 while not known)."""
+
+
+def _silent(_stage: Stage, _done: int, _total: int) -> None: ...
+
+
+async def process(
+    original: Original,
+    shelf: Shelf,
+    tools: "Tools",
+    write: Write[Result],
+    report: Report = _silent,
+) -> Result:
     """From bytes to a version that serves.
 
     Raises DocumentRejected with a reason for people, EmbeddingUnavailable, and what transactions
     raise.
     """
+    report("parsing", 0, 0)
     parsed = await parse(original, tools)
-    passages = await chunk(parsed, tools)
-    vectors = await embed(passages, shelf, tools)
-    return await store(original, parsed, passages, vectors, tools, write)
+    report("chunking", 0, 0)
+    passages = await chunk(parsed, shelf, tools)
+    vectors = await embed(passages, shelf, tools, report)
+    report("writing", len(passages.chunks), len(passages.chunks))
+    return await store(original, parsed, passages, vectors, shelf, tools, write)
 
 
 async def parse(original: Original, tools: "Tools") -> ParsedDocument:
@@ -58,12 +76,15 @@ async def parse(original: Original, tools: "Tools") -> ParsedDocument:
         return await tools.parsers.parse(original.content, original.filename)
 
 
-async def chunk(parsed: ParsedDocument, tools: "Tools") -> Passages:
+async def chunk(parsed: ParsedDocument, shelf: Shelf, tools: "Tools") -> Passages:
     with stage("ingest", "chunk"):
-        return await tools.compute(cut, parsed, tools.embedder, tools.settings.chunk_tokens)
+        chunking = tools.chunking(shelf.settings)
+        return await tools.compute(cut, parsed, tools.embedder, chunking)
 
 
-async def embed(passages: Passages, shelf: Shelf, tools: "Tools") -> Vectors:
+async def embed(
+    passages: Passages, shelf: Shelf, tools: "Tools", report: Report = _silent
+) -> Vectors:
     """Vectors of the passages, in their order; only of texts that are new to the tenant."""
 
     async def look_up(connection: AsyncConnection) -> dict[bytes, Vectors]:
@@ -75,7 +96,14 @@ async def embed(passages: Passages, shelf: Shelf, tools: "Tools") -> Vectors:
         vectors = await tools.transaction(look_up)
         new = new_texts(passages.hashes, passages.texts, vectors)
         CHUNKS_REUSED.inc(len(passages.hashes) - len(new))
-        vectors.update(zip(new, await tools.rounds.embed(list(new.values())), strict=True))
+        known_count = len(passages.texts) - len(new)
+
+        def tell(done: int) -> None:
+            report("embedding", known_count + done, len(passages.texts))
+
+        tell(0)
+        made = await tools.rounds.embed(list(new.values()), tell)
+        vectors.update(zip(new, made, strict=True))
         return assemble(passages.hashes, vectors, tools.embedder.dimensions)
 
 
@@ -84,6 +112,7 @@ async def store(
     parsed: ParsedDocument,
     passages: Passages,
     vectors: Vectors,
+    shelf: Shelf,
     tools: "Tools",
     write: Write[Result],
 ) -> Result:
@@ -93,7 +122,7 @@ async def store(
     with stage("ingest", "write"):
         version = NewVersion(
             sha256=original.sha256,
-            pipeline_digest=tools.pipeline_digest,
+            pipeline_digest=tools.digest(shelf.settings),
             parsed=parsed,
             passages=passages,
             vectors=vectors,
@@ -104,9 +133,9 @@ async def store(
         return result
 
 
-def cut(parsed: ParsedDocument, embedder: Embedder, chunk_tokens: int) -> Passages:
+def cut(parsed: ParsedDocument, embedder: Embedder, chunking: Chunking) -> Passages:
     """The passages of a text, with what both search legs see of them."""
-    chunks = split(parsed, embedder.tokenizer, chunk_tokens=chunk_tokens)
+    chunks = split(parsed, embedder.tokenizer, chunking)
     if not chunks:
         raise DocumentRejected("there is no text in it")
     texts = [embedded_text(parsed.title, chunk) for chunk in chunks]
@@ -118,10 +147,11 @@ def cut(parsed: ParsedDocument, embedder: Embedder, chunk_tokens: int) -> Passag
     )
 
 
-def digest_of(embedder: Embedder, settings: Settings) -> str:
+def digest_of(embedder: Embedder, chunking: Chunking, own: CollectionSettings) -> str:
     """Names everything that shapes a version: equal digests make equal versions of an original."""
-    parts = [PARSING_VERSION, CHUNKING_VERSION, TERMS_VERSION, settings.chunk_tokens]
-    return hashlib.sha256(repr([*parts, embedder.digest]).encode()).hexdigest()
+    versions = [PARSING_VERSION, CHUNKING_VERSION, TERMS_VERSION]
+    shaped = [chunking.tokens, chunking.overlap, chunking.strategy, own.personal_data]
+    return hashlib.sha256(repr([*versions, *shaped, embedder.digest]).encode()).hexdigest()
 
 
 # --- what it works with ---------------------------------------------------------------------------
@@ -150,10 +180,19 @@ class Tools:
         self.parsers = parsers
         self.rounds = rounds
         self.chunks_count = 0
-        self.pipeline_digest = digest_of(embedder, settings)
         # More threads would only fight for the interpreter.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chunking")
         self._connections = asyncio.Semaphore(DATABASE_CONNECTIONS)
+
+    def chunking(self, own: CollectionSettings) -> Chunking:
+        """How a collection's texts are cut: its own word, else the service's."""
+        tokens = own.chunking.tokens or self.settings.chunk_tokens
+        overlap = min(own.chunking.overlap, tokens // 2)
+        return Chunking(tokens=tokens, overlap=overlap, strategy=own.chunking.strategy)
+
+    def digest(self, own: CollectionSettings) -> str:
+        """Names the pipeline as it works for a collection with these settings."""
+        return digest_of(self.embedder, self.chunking(own), own)
 
     async def compute(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Run what takes the processor away from the event loop."""

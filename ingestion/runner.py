@@ -188,13 +188,13 @@ class _Run:
         await self._books.fail(
             source_of(file, self._known.get(file.uri), found),
             reason,
-            self._tools.pipeline_digest if is_final else None,
+            self._books.pipeline_digest if is_final else None,
         )
         return self.report.fail(file.path, reason)
 
     async def _take_content(self, file: FoundFile, found: FileContent) -> None:
         state = self._known.get(file.uri)
-        if state is None or not state.serves(found.sha256, self._tools.pipeline_digest):
+        if state is None or not state.serves(found.sha256, self._books.pipeline_digest):
             self.report.count(await self._books.write(source_of(file, state, found)))
         elif state.status == "ready":
             await self._leave(file, state, found.changed_ns)
@@ -220,7 +220,7 @@ class _Run:
         return (
             state.modified_ns == file.changed_ns
             and state.size_bytes == file.size_bytes
-            and state.pipeline_digest == self._tools.pipeline_digest
+            and state.pipeline_digest == self._books.pipeline_digest
         )
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+ChunkingStrategy = Literal["structure", "recursive", "fixed"]
+
 Markup = Literal["markdown", "rst", "org", "plain", "code"]
 """How a parsed text shows its structure: where its headings, lists and tables can be found."""
 
@@ -52,6 +54,15 @@ class Chunk:
     page: int | None
     tokens: int
     context: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """How a text is cut: into passages of about `tokens`, each repeating the last `overlap`."""
+
+    tokens: int = 200
+    overlap: int = 0
+    strategy: ChunkingStrategy = "structure"
 
 
 def embedded_text(title: str, chunk: Chunk) -> str:

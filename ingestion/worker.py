@@ -139,7 +139,7 @@ class Worker:
         try:
             tools = await self._opened_tools()
             claim = await tools.transaction(
-                lambda connection: claim_document(connection, document_id, tools.pipeline_digest)
+                lambda connection: claim_document(connection, document_id, tools.digest)
             )
             return claim is None or await self._attempt(claim, attempt, tools)
         except (Unavailable, StorageFull) as error:
@@ -186,7 +186,7 @@ class Worker:
 
     async def _fail(self, claim: Claim, reason: str, tools: Tools) -> bool:
         is_ours = await tools.transaction(
-            lambda connection: fail_claimed(connection, claim, reason, tools.pipeline_digest)
+            lambda connection: fail_claimed(connection, claim, reason)
         )
         if is_ours:
             DOCUMENTS.labels("failed").inc()

@@ -1,17 +1,18 @@
 """One document version, in one transaction: all of it becomes visible, or none of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 from uuid import UUID, uuid4
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.blobs import drop_unused_blobs, read_blob, store_blob
 from app.db.chunks import ChunkRow, add_chunks
+from app.db.collection_settings import DEFAULTS, CollectionSettings
 from app.db.collections import count_change, enter_collection
 from app.db.documents import (
     StoredDocument,
@@ -20,7 +21,7 @@ from app.db.documents import (
     remove_version,
     set_status,
 )
-from app.db.models import Collection, DocumentVersion
+from app.db.models import DocumentVersion
 from app.db.postings import ChunkTerms, add_postings
 from app.db.vectors import add_vectors
 from app.embedding.base import Vectors
@@ -38,11 +39,12 @@ class Superseded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Where documents are written: a collection, and the model that its vectors are of."""
+    """Where documents are written: a collection, the model of its vectors, and its settings."""
 
     tenant_id: int
     collection_id: int
     model_id: int
+    settings: CollectionSettings = DEFAULTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Claim:
     id: UUID
     document_id: UUID
     shelf: Shelf
+    pipeline_digest: str
     sha256: bytes
     filename: str
     is_second_hand: bool
@@ -207,7 +210,9 @@ async def _restore(connection: AsyncConnection, document: StoredDocument, file: 
 
 
 async def claim_document(
-    connection: AsyncConnection, document_id: UUID, pipeline_digest: str
+    connection: AsyncConnection,
+    document_id: UUID,
+    digest_for: Callable[[CollectionSettings], str],
 ) -> Claim | None:
     """The right to process the document, with its original, taken from whoever had it before.
 
@@ -216,23 +221,25 @@ async def claim_document(
     document = await lock_document(connection, document_id)
     if document is None or document.blob_sha256 is None:
         return None
+    found = await connection.execute(_SHELF, {"collection_id": document.collection_id})
+    model_id, settings = found.one()
+    own = CollectionSettings.model_validate(settings)
+    pipeline_digest = digest_for(own)
     if document.serves(document.blob_sha256, pipeline_digest) and document.pending is None:
         await set_status(
             connection, document_id, "ready", claim=None, pipeline_digest=pipeline_digest
         )
         return None
     content = await read_blob(connection, document.tenant_id, document.blob_sha256)
-    model_id = await connection.scalar(
-        select(Collection.embedding_model_id).where(Collection.id == document.collection_id)
-    )
-    if content is None or model_id is None:
+    if content is None:
         return None
     claim_id = uuid4()
     await set_status(connection, document_id, "processing", claim=claim_id)
     return Claim(
         id=claim_id,
         document_id=document_id,
-        shelf=Shelf(document.tenant_id, document.collection_id, model_id),
+        shelf=Shelf(document.tenant_id, document.collection_id, model_id, own),
+        pipeline_digest=pipeline_digest,
         sha256=document.blob_sha256,
         filename=unquote(document.uri.rsplit("/", 1)[-1]),
         is_second_hand=document.claim is not None,
@@ -268,9 +275,7 @@ async def release_claim(connection: AsyncConnection, claim: Claim, reason: str |
         await set_status(connection, claim.document_id, "queued", reason, claim=None)
 
 
-async def fail_claimed(
-    connection: AsyncConnection, claim: Claim, reason: str, pipeline_digest: str
-) -> bool:
+async def fail_claimed(connection: AsyncConnection, claim: Claim, reason: str) -> bool:
     """Note why the document failed; False when that is no longer the claim's to say."""
     if not await _claimed(connection, claim):
         return False
@@ -280,7 +285,7 @@ async def fail_claimed(
         "failed",
         reason,
         claim=None,
-        pipeline_digest=pipeline_digest,
+        pipeline_digest=claim.pipeline_digest,
     )
     return True
 
@@ -291,6 +296,9 @@ async def _claimed(connection: AsyncConnection, claim: Claim) -> StoredDocument 
     if document is None or document.claim != claim.id or document.blob_sha256 != claim.sha256:
         return None
     return document
+
+
+_SHELF = text("SELECT embedding_model_id, settings FROM collections WHERE id = :collection_id")
 
 
 # --- what both write ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from app.embedding.tokens import ModelTokenizer
 from ingestion.chunking import split
-from ingestion.types import Chunk, Markup, Page, ParsedDocument, embedded_text
+from ingestion.types import Chunk, Chunking, Markup, Page, ParsedDocument, embedded_text
 
 CHUNK_TOKENS = 200
 MODEL_TOKENS = 254  # of 256, two are special
@@ -30,7 +30,7 @@ def parsed(text: str, markup: Markup = "markdown", pages: tuple[Page, ...] = ())
 def chunks_of(
     text: str, markup: Markup = "markdown", pages: tuple[Page, ...] = (), size: int = CHUNK_TOKENS
 ) -> list[Chunk]:
-    return split(parsed(text, markup, pages), _tokenizer, chunk_tokens=size)
+    return split(parsed(text, markup, pages), _tokenizer, Chunking(size))
 
 
 def tokens(text: str) -> int:
@@ -88,7 +88,7 @@ def test_every_character_is_in_exactly_one_chunk(text: str, markup: Markup, size
 @given(text=_TEXTS)
 def test_the_model_sees_a_chunk_whole(text: str) -> None:
     document = parsed(text)
-    for chunk in split(document, _tokenizer, chunk_tokens=CHUNK_TOKENS):
+    for chunk in split(document, _tokenizer, Chunking(CHUNK_TOKENS)):
         assert tokens(embedded_text(document.title, chunk)) <= MODEL_TOKENS
 
 
@@ -220,7 +220,7 @@ def test_a_list_is_cut_between_its_items() -> None:
 def test_a_long_path_leaves_room_for_the_text() -> None:
     headings = "\n\n".join(f"{'#' * n} Heading {n} {words(40)}" for n in range(1, 7))
     document = parsed(f"{headings}\n\n{sentences(60)}")
-    chunks = split(document, _tokenizer, chunk_tokens=CHUNK_TOKENS)
+    chunks = split(document, _tokenizer, Chunking(CHUNK_TOKENS))
     assert_exact(document.text, chunks)
     last = chunks[-1]
     assert last.heading[-1].startswith("Heading 6")

@@ -331,7 +331,7 @@ async def test_a_late_writer_changes_nothing(
     async with open_tools(settings, engine, embedder) as tools:
         late, early = [
             await tools.transaction(
-                lambda connection: claim_document(connection, document_id, tools.pipeline_digest)
+                lambda connection: claim_document(connection, document_id, tools.digest)
             )
             for _ in range(2)
         ]
@@ -342,15 +342,13 @@ async def test_a_late_writer_changes_nothing(
         assert await tools.transaction(lambda c: write_claimed(c, early, version))
         before = await contents(engine), await generation(engine)
         assert not await tools.transaction(lambda c: write_claimed(c, late, version))
-        assert not await tools.transaction(
-            lambda c: fail_claimed(c, late, "late", tools.pipeline_digest)
-        )
+        assert not await tools.transaction(lambda c: fail_claimed(c, late, "late"))
         await tools.transaction(lambda c: release_claim(c, late, "late"))
         assert (await contents(engine), await generation(engine)) == before
         assert (await library.get(LOCAL_OWNER, document_id)).status == "ready"
         assert (
             await tools.transaction(
-                lambda connection: claim_document(connection, document_id, tools.pipeline_digest)
+                lambda connection: claim_document(connection, document_id, tools.digest)
             )
             is None
         )

@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.blobs import drop_unused_blobs
+from app.db.collection_settings import DEFAULTS, CollectionSettings
 from app.db.postings import remove_all_postings
 from app.errors import Conflict, InvalidInput, NotFound
 
@@ -31,6 +33,7 @@ class StoredCollection:
     chunks_count: int
     terms_count: int
     created_at: datetime
+    settings: CollectionSettings = DEFAULTS
 
     def check_model(self, model_id: int, model_name: str) -> None:
         """Raise Conflict when its passages were embedded by another model than this one."""
@@ -69,13 +72,13 @@ async def find_collection(
 ) -> StoredCollection | None:
     found = await connection.execute(_FIND, {"tenant_id": tenant_id, "name": name})
     row = found.one_or_none()
-    return StoredCollection(*row) if row else None
+    return _stored(row) if row else None
 
 
 async def list_collections(connection: AsyncConnection, tenant_id: int) -> list[StoredCollection]:
     """All of the tenant's collections by name."""
     rows = await connection.execute(_LIST, {"tenant_id": tenant_id})
-    return [StoredCollection(*row) for row in rows]
+    return [_stored(row) for row in rows]
 
 
 async def create_collection(
@@ -153,9 +156,14 @@ async def delete_collection(connection: AsyncConnection, collection: StoredColle
     return Removed(documents.rowcount, chunks.rowcount, vectors.rowcount, freed_bytes)
 
 
+def _stored(row: Any) -> StoredCollection:
+    *columns, settings = row
+    return StoredCollection(*columns, settings=CollectionSettings.model_validate(settings))
+
+
 _COLUMNS = """
     c.id, c.tenant_id, c.name, c.embedding_model_id, m.name, c.generation, c.documents_count,
-    c.chunks_count, c.terms_count, c.created_at
+    c.chunks_count, c.terms_count, c.created_at, c.settings
     FROM collections AS c JOIN embedding_models AS m ON m.id = c.embedding_model_id
     WHERE c.tenant_id = :tenant_id
 """

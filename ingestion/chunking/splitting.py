@@ -18,19 +18,23 @@ from ingestion.chunking.headings import (
 from ingestion.chunking.tables import TableHeaders
 from ingestion.chunking.tokens import Scale
 from ingestion.markup import HEADING_CHARS_MAX
-from ingestion.types import Chunk, ParsedDocument
+from ingestion.types import Chunk, Chunking, ParsedDocument
 
 CHUNKING_VERSION = "1"
 """Changes with whatever changes the chunks of a text, so that documents are chunked anew."""
 
+_DEFAULT = Chunking()
 
-def split(parsed: ParsedDocument, tokenizer: Tokenizer, *, chunk_tokens: int = 200) -> list[Chunk]:
-    """Passages of about `chunk_tokens` tokens, in order, that between them hold all of the text.
+
+def split(
+    parsed: ParsedDocument, tokenizer: Tokenizer, chunking: Chunking = _DEFAULT
+) -> list[Chunk]:
+    """Passages of about `chunking.tokens` tokens, in order, that between them hold all of the text.
 
     A passage with its title, heading path and context (see `embedded_text`) takes at most a
     quarter more, so that a model of 256 tokens reads all of it at 200.
     """
-    return _Splitter(parsed, tokenizer, chunk_tokens).chunks()
+    return _Splitter(parsed, tokenizer, chunking.tokens).chunks()
 
 
 class _Splitter:

@@ -76,6 +76,11 @@ class Document(Base):
     with the next version, so that they become visible together with its text.
 
     `status_at` is when `status` last changed, `pipeline_digest` the pipeline that brought it there.
+    `progress` says how far the work on the next version is, for people only.
+
+    `source_tag` is what a web server or a bucket calls the content that was read last, such as its
+    ETag. `personal_data` counts what the scan found, by kind. Documents of one `family` are nearly
+    the same; it is only ever compared, never looked up.
     """
 
     __tablename__ = "documents"
@@ -87,6 +92,13 @@ class Document(Base):
         Index("ix_documents_listing", "collection_id", "created_at", "id"),
         Index("ix_documents_metadata", "metadata", postgresql_using="gin"),
         Index("ix_documents_grouped", "collection_id", postgresql_where=sql("groups <> '{}'")),
+        Index("ix_documents_status", "collection_id", "status", "status_at"),
+        Index(
+            "ix_documents_family",
+            "collection_id",
+            "family",
+            postgresql_where=sql("family IS NOT NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
@@ -111,6 +123,10 @@ class Document(Base):
     )
     job_id: Mapped[int | None] = mapped_column(BigInteger)
     claim: Mapped[UUID | None]
+    source_tag: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    personal_data: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+    family: Mapped[UUID | None]
     created_at: Mapped[CreatedAt]
 
 
@@ -120,13 +136,15 @@ class DocumentVersion(Base):
     `pipeline_digest` names parser, chunking and embedding model: the same original under the
     same digest need not be processed again. Its chunks have ids from `first_chunk_id` to
     `last_chunk_id`; `terms` are its distinct index terms, sorted, so that its postings can be
-    found again when it goes.
+    found again when it goes. `signature` is the text's MinHash, `bands` its hashes by which nearly
+    equal texts are found.
     """
 
     __tablename__ = "document_versions"
     __table_args__ = (
         UniqueConstraint("document_id", "number"),
         Index("ix_document_versions_blob", "tenant_id", "blob_sha256"),
+        Index("ix_document_versions_bands", "bands", postgresql_using="gin"),
     )
 
     id: Mapped[BigId]
@@ -144,6 +162,8 @@ class DocumentVersion(Base):
     first_chunk_id: Mapped[int] = mapped_column(BigInteger)
     last_chunk_id: Mapped[int] = mapped_column(BigInteger)
     warnings: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    signature: Mapped[bytes | None] = mapped_column(LargeBinary)
+    bands: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))
     created_at: Mapped[CreatedAt]
 
 

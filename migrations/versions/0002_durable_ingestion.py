@@ -15,7 +15,6 @@ down_revision = "0001"
 
 INDEXES = {
     "ix_documents_status": "documents (collection_id, status, status_at)",
-    "ix_documents_family": "documents (collection_id, family) WHERE family IS NOT NULL",
     "ix_document_versions_bands": "document_versions USING gin (bands)",
 }
 
@@ -24,7 +23,6 @@ def upgrade() -> None:
     op.add_column("documents", sa.Column("source_tag", sa.Text(), nullable=True))
     op.add_column("documents", sa.Column("progress", postgresql.JSONB(), nullable=True))
     op.add_column("documents", sa.Column("personal_data", postgresql.JSONB(), nullable=True))
-    op.add_column("documents", sa.Column("family", sa.Uuid(), nullable=True))
     op.add_column("document_versions", sa.Column("signature", sa.LargeBinary(), nullable=True))
     op.add_column("document_versions", sa.Column("bands", sa.ARRAY(sa.Integer()), nullable=True))
     with op.get_context().autocommit_block():
@@ -40,7 +38,6 @@ def downgrade() -> None:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
     op.drop_column("document_versions", "bands")
     op.drop_column("document_versions", "signature")
-    op.drop_column("documents", "family")
     op.drop_column("documents", "personal_data")
     op.drop_column("documents", "progress")
     op.drop_column("documents", "source_tag")

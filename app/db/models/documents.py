@@ -79,8 +79,7 @@ class Document(Base):
     `progress` says how far the work on the next version is, for people only.
 
     `source_tag` is what a web server or a bucket calls the content that was read last, such as its
-    ETag. `personal_data` counts what the scan found, by kind. Documents of one `family` are nearly
-    the same; it is only ever compared, never looked up.
+    ETag. `personal_data` counts what the scan found, by kind.
     """
 
     __tablename__ = "documents"
@@ -93,12 +92,6 @@ class Document(Base):
         Index("ix_documents_metadata", "metadata", postgresql_using="gin"),
         Index("ix_documents_grouped", "collection_id", postgresql_where=sql("groups <> '{}'")),
         Index("ix_documents_status", "collection_id", "status", "status_at"),
-        Index(
-            "ix_documents_family",
-            "collection_id",
-            "family",
-            postgresql_where=sql("family IS NOT NULL"),
-        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
@@ -126,7 +119,6 @@ class Document(Base):
     source_tag: Mapped[str | None] = mapped_column(Text)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     personal_data: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
-    family: Mapped[UUID | None]
     created_at: Mapped[CreatedAt]
 
 

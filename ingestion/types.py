@@ -9,6 +9,13 @@ Markup = Literal["markdown", "rst", "org", "plain", "code"]
 """How a parsed text shows its structure: where its headings, lists and tables can be found."""
 
 
+CodeLanguage = Literal[
+    "python", "javascript", "typescript", "tsx", "go", "rust", "java", "c", "cpp", "c_sharp",
+    "ruby", "php", "bash",
+]  # fmt: skip
+"""The programming languages whose functions can be told apart."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Page `number` (from 1) covers `text[start:end]` of the parsed document."""
@@ -25,7 +32,8 @@ class ParsedDocument:
     `text` is in `markup`, without NUL or lone surrogates; every offset in Footnote counts its
     characters. `pages` is empty when the format has no pages. `language` is a Snowball name, or
     "simple" for a language without a stemmer. `metadata` holds strings, numbers, booleans and
-    lists of strings only.
+    lists of strings only. `code_language` is that of a text whose markup is "code", where it is
+    one of those known.
     """
 
     text: str
@@ -36,6 +44,7 @@ class ParsedDocument:
     language: str = "english"
     warnings: tuple[str, ...] = ()
     markup: Markup = "markdown"
+    code_language: CodeLanguage | None = None
 
 
 @dataclass(frozen=True, slots=True)

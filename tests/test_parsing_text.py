@@ -204,3 +204,33 @@ def test_the_language_is_told_where_it_can_be(text: str, language: str) -> None:
 )
 def test_what_is_no_text_is_refused(content: bytes, filename: str, reason: str) -> None:
     assert refusal(content, filename) == reason
+
+
+@pytest.mark.parametrize(
+    ("filename", "text", "language"),
+    [
+        ("a.py", "x = 1", "python"),
+        ("a.mjs", "let x = 1", "javascript"),
+        ("a.ts", "let x = 1", "typescript"),
+        ("a.tsx", "let x = <b/>", "tsx"),
+        ("a.go", "package a", "go"),
+        ("a.rs", "fn a() {}", "rust"),
+        ("A.java", "class A {}", "java"),
+        ("a.c", "int a;", "c"),
+        ("a.h", "int a(void);", "c"),
+        ("a.h", "#pragma once\nnamespace a { int b(); }", "cpp"),
+        ("a.cc", "int a;", "cpp"),
+        ("A.cs", "class A {}", "c_sharp"),
+        ("a.rb", "def a; end", "ruby"),
+        ("a.php", "<?php f();", "php"),
+        ("a.sh", "ls", "bash"),
+        ("tool", "#!/usr/bin/env -S python3 -u\nprint(1)", "python"),
+        ("tool", "#!/bin/sh\nls", "bash"),
+        ("page", "<?php f();", "php"),
+        ("a.kt", "fun main() {}", None),
+        ("a.yaml", "a: 1", None),
+    ],
+)
+def test_a_program_tells_its_language(filename: str, text: str, language: str | None) -> None:
+    parsed = parse_document(text.encode(), filename)
+    assert (parsed.markup, parsed.code_language) == ("code", language)

@@ -16,6 +16,7 @@ from ingestion.parsing.html import read_html
 from ingestion.parsing.language import detect_language
 from ingestion.parsing.mail import read_mail, read_mailbox, read_outlook
 from ingestion.parsing.pdf import read_pdf
+from ingestion.parsing.programming import code_language
 from ingestion.parsing.sniffing import extension, identify
 from ingestion.parsing.tables import read_table
 from ingestion.types import Page, ParsedDocument
@@ -50,6 +51,7 @@ def parse_document(content: bytes, filename: str) -> ParsedDocument:
         language="english" if draft.markup == "code" else detect_language(text),
         warnings=tuple(_warnings(draft, source, filename)),
         markup=draft.markup,
+        code_language=draft.code_language,
     )
 
 
@@ -57,7 +59,7 @@ def _read(content: bytes, filename: str, source: Format, allowance: Allowance) -
     nested = partial(_read_nested, allowance=allowance)
     match source.reader:
         case Reader.TEXT:
-            return _read_text(content, source)
+            return _read_text(content, filename, source)
         case Reader.HTML:
             return read_html(content)
         case Reader.PDF:
@@ -102,13 +104,15 @@ def _read_nested(content: bytes, filename: str, allowance: Allowance) -> Draft:
     return draft
 
 
-def _read_text(content: bytes, source: Format) -> Draft:
+def _read_text(content: bytes, filename: str, source: Format) -> Draft:
     text = decode(content)
     draft = Draft(markup=source.markup, no_text="the file is empty")
     if source is formats.MARKDOWN:
         draft.metadata, text = split_front_matter(text)
         draft.title = str(draft.metadata.pop("title", ""))
         draft.no_text = "no text was found in it"
+    if source is formats.SOURCE:
+        draft.code_language = code_language(text, extension(filename))
     # The file's own text, so that offsets lead a reader to the place in the file.
     draft.text = text
     return draft

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingestion.types import Markup
+from ingestion.types import CodeLanguage, Markup
 
 NO_TEXT = "no text was found in it"
 ENCRYPTED = "encrypted: a password is needed"
@@ -20,5 +20,6 @@ class Draft:
     pages: list[str] = field(default_factory=list[str])
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     warnings: list[str] = field(default_factory=list[str])
+    code_language: CodeLanguage | None = None
     no_text: str = NO_TEXT
     """The reason to give when there is no text."""

@@ -164,8 +164,8 @@ _EXTENSIONS: dict[Format, str] = {
     RST: "rst rest",
     ORG: "org",
     SOURCE: (
-        "py pyi js mjs cjs jsx ts tsx vue svelte java kt kts scala groovy go rs c h cc cpp cxx hpp"
-        " hh m mm cs fs vb swift rb php pl pm lua r jl dart ex exs erl hrl hs clj cljs lisp el ml"
+        "py pyi js mjs cjs jsx ts mts cts tsx vue svelte java kt kts scala groovy go rs c h cc cpp cxx hpp"
+        " hh m mm cs fs vb swift rb rake gemspec php pl pm lua r jl dart ex exs erl hrl hs clj cljs lisp el ml"
         " mli nim zig sol sh bash zsh fish ps1 bat cmd sql graphql proto css scss sass less xsl"
         " xslt xsd dtd tf hcl ini cfg conf properties env cmake gradle mk makefile dockerfile diff patch"
     ),

@@ -59,6 +59,8 @@ _TEXT_OPENINGS: tuple[tuple[bytes, Format], ...] = (
     (b"received:", formats.MAIL),
     (b"message-id:", formats.MAIL),
     (b"%!ps", formats.PLAIN),
+    (b"#!/", formats.SOURCE),
+    (b"<?php", formats.SOURCE),
 )
 _TEXT_SIGNATURES = (b"%PDF-", b"{\\rtf")
 """Of formats whose bytes can all be those of a text."""

@@ -14,6 +14,7 @@ from app.db.documents import SourceState, delete_document, list_sources, note_un
 from app.db.postings import merge_postings
 from app.db.transactions import translated_errors
 from app.db.vectors import ensure_index
+from app.failpoints import reach
 from app.telemetry import stage
 from ingestion.pipeline import Original, Tools, process
 from ingestion.sources.files import FileContent, FoundFile, absolute, printable
@@ -107,6 +108,7 @@ class _Collection:
 
     async def delete(self, document_id: UUID) -> None:
         await self._tools.transaction(lambda connection: delete_document(connection, document_id))
+        reach("folder.document_deleted")
 
     async def note(self, document_id: UUID, changed_ns: int | None, root: str | None) -> None:
         self._notes.append((document_id, changed_ns, root))
@@ -116,9 +118,11 @@ class _Collection:
     async def write_notes(self) -> None:
         notes, self._notes = self._notes, []
         await self._tools.transaction(lambda connection: note_unchanged(connection, notes))
+        reach("folder.notes_written")
 
     async def tidy(self) -> None:
         """Leave the indexes as fast as they can be."""
+        reach("folder.before_tidy")
         with stage("ingest", "tidy"), translated_errors():
             await merge_postings(self._tools.engine, self._shelf.collection_id)
             await ensure_index(self._tools.engine, self._shelf.model_id)

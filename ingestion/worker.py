@@ -21,6 +21,7 @@ from app.db.transactions import translated_errors
 from app.db.vectors import ensure_index
 from app.embedding.base import Embedder
 from app.errors import DocumentRejected, FootnoteError, StorageFull, Unavailable
+from app.failpoints import reach
 from app.jobs import Jobs, RetryLater
 from app.telemetry import DOCUMENTS
 from ingestion.pipeline import DATABASE_CONNECTIONS, Original, Tools, open_tools, process
@@ -141,7 +142,10 @@ class Worker:
             claim = await tools.transaction(
                 lambda connection: claim_document(connection, document_id, tools.digest)
             )
-            return claim is None or await self._attempt(claim, attempt, tools)
+            reach("worker.claimed")
+            is_done = claim is None or await self._attempt(claim, attempt, tools)
+            reach("worker.before_job_done")
+            return is_done
         except (Unavailable, StorageFull) as error:
             raise _later(attempt, error.detail) from error
 
@@ -248,6 +252,7 @@ class Maintenance:
         async with self._engine.begin() as connection:
             if (await connection.execute(_ONE_RESCUER)).scalar_one():
                 await self._jobs.rescue_stalled()
+                reach("rescue.jobs_put_back")
                 await self._jobs.requeue_lost(self._engine)
 
     async def tidy(self) -> None:

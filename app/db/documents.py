@@ -19,6 +19,7 @@ from app.db.collections import Removed, count_change, enter_collection
 from app.db.models import Document
 from app.db.models.documents import DocumentStatus
 from app.db.postings import remove_postings
+from app.failpoints import reach
 
 _CHUNK_IDS_LOCK = 0x63687565
 
@@ -214,6 +215,7 @@ async def delete_document(connection: AsyncConnection, document_id: UUID) -> Rem
     removed = Removed()
     if version is not None:
         removed = await remove_version(connection, collection_id, version)
+        reach("delete.version_removed")
     await connection.execute(_DELETE_DOCUMENT, {"document_id": document_id})
     freed_bytes = await drop_unused_blobs(
         connection,
@@ -228,6 +230,7 @@ async def delete_document(connection: AsyncConnection, document_id: UUID) -> Rem
             chunks=-version.chunks_count,
             terms=-version.terms_count,
         )
+    reach("delete.before_commit")
     return Removed(1, removed.chunks, removed.vectors, freed_bytes, removed.terms)
 
 

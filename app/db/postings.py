@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import BigInteger, Integer, LargeBinary, Text
 
 from app.db.snapshot import Snapshot
+from app.failpoints import reach
 
 MAX_OCCURRENCES = 0xFFF
 MAX_LENGTH = 0xFFF
@@ -242,6 +243,8 @@ async def merge_postings(engine: AsyncEngine, collection_id: int) -> int:
                 "merged_bytes": MERGED_ROW_BYTES,
             }
             rows, terms_count, last_term = (await connection.execute(_MERGE, scope)).one()
+            reach("postings.before_merge_commit")
+        reach("postings.merged")
         written += rows
         if terms_count < _TERMS_PER_MERGE:
             return written

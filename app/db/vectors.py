@@ -10,6 +10,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import Integer, LargeBinary
 
+from app.failpoints import reach
+
 INDEX_FROM_ROWS = 5_000
 """Below this an exact scan is as fast as the index, and inserting is faster without one."""
 
@@ -178,6 +180,7 @@ async def ensure_index(engine: AsyncEngine, model_id: int) -> bool:
                 return False
             if valid is False:
                 await connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {index}"))
+            reach("vectors.before_index")
             await connection.execute(_BUILD_SETTINGS)
             await connection.execute(
                 text(
@@ -186,6 +189,7 @@ async def ensure_index(engine: AsyncEngine, model_id: int) -> bool:
                     " WITH (m = 16, ef_construction = 128)"
                 )
             )
+            reach("vectors.index_built")
             return True
         finally:
             # The settings and the lock belong to the connection, which goes back to the pool.

@@ -56,6 +56,7 @@ from app.documents.records import (
 )
 from app.documents.visibility import DOCUMENTS, may_enter, may_see, parsed_text, visible
 from app.errors import BodyTooLarge, Conflict, Forbidden, InvalidInput, NotFound
+from app.failpoints import reach
 from app.jobs import Jobs, JobState
 
 UPLOAD_ROOT = "upload:///"
@@ -134,6 +135,7 @@ class Library:
                 f"The file has {len(upload.content)} bytes; "
                 f"{self._settings.max_upload_bytes} are allowed."
             )
+        reach("upload.body_read")
         sha256 = await asyncio.to_thread(_sha256, upload.content)
         request_digest = _sha256(
             json.dumps(
@@ -164,7 +166,9 @@ class Library:
                 )
             return accepted
 
-        return await in_transaction(self._begin, work)
+        accepted = await in_transaction(self._begin, work)
+        reach("upload.committed")
+        return accepted
 
     async def _register(
         self,
@@ -193,6 +197,7 @@ class Library:
                 hint="Send the file under another name.",
             )
         await store_blob(connection, caller.tenant_id, sha256, upload.content)
+        reach("upload.blob_stored")
         described = {"metadata": metadata, "groups": groups}
         if document.version is None:
             values: dict[str, Any] = {
@@ -205,6 +210,7 @@ class Library:
             # The old text goes on being found as it was described.
             values = {"pending": described}
         job_id = await self._jobs.defer_document(connection, document.id)
+        reach("upload.job_deferred")
         await set_status(
             connection,
             document.id,
@@ -216,6 +222,7 @@ class Library:
             **values,
         )
         await drop_unused_blobs(connection, caller.tenant_id, [document.blob_sha256])
+        reach("upload.before_commit")
         return Accepted(document.id, job_id)
 
     # --- documents --------------------------------------------------------------------------------
@@ -274,7 +281,9 @@ class Library:
             )
             return _found(await delete_document(connection, _found(rows.scalar())))
 
-        return await in_transaction(self._begin, work)
+        removed = await in_transaction(self._begin, work)
+        reach("delete.committed")
+        return removed
 
     async def list(
         self,

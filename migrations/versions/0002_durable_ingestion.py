@@ -1,4 +1,4 @@
-"""What sources, progress, personal data and near-duplicates need.
+"""What sources, progress, rebuilds, personal data and near-duplicates need.
 
 The columns take no rewrite; the indexes are built beside the writers.
 
@@ -20,6 +20,9 @@ INDEXES = {
 
 
 def upgrade() -> None:
+    moment = sa.DateTime(timezone=True)
+    op.add_column("collections", sa.Column("rebuild_since", moment, nullable=True))
+    op.add_column("collections", sa.Column("rebuild_digest", sa.Text(), nullable=True))
     op.add_column("documents", sa.Column("source_tag", sa.Text(), nullable=True))
     op.add_column("documents", sa.Column("progress", postgresql.JSONB(), nullable=True))
     op.add_column("documents", sa.Column("personal_data", postgresql.JSONB(), nullable=True))
@@ -41,3 +44,5 @@ def downgrade() -> None:
     op.drop_column("documents", "personal_data")
     op.drop_column("documents", "progress")
     op.drop_column("documents", "source_tag")
+    op.drop_column("collections", "rebuild_digest")
+    op.drop_column("collections", "rebuild_since")

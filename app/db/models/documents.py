@@ -32,6 +32,9 @@ class Collection(Base):
     `chunks_count` and `terms_count` (all term occurrences) are BM25's statistics, kept by the
     write that changes them; `documents_count` counts the documents that have a serving version.
     `languages` are those that documents were ever indexed in: a query is read in each of them.
+
+    `rebuild_since` notes that versions from before that moment may be outdated, None when none are;
+    `rebuild_digest` is the pipeline that they are brought to, None until a worker has said it.
     """
 
     __tablename__ = "collections"
@@ -47,6 +50,8 @@ class Collection(Base):
     chunks_count: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
     terms_count: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
     languages: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    rebuild_since: Mapped[Moment | None]
+    rebuild_digest: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[CreatedAt]
 
 

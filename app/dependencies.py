@@ -8,6 +8,7 @@ from app.access import Caller
 from app.answering.base import Answerer
 from app.config import Settings
 from app.conversations.memory import Memory
+from app.documents.duplicates import Duplicates
 from app.documents.library import Library
 from app.errors import Unauthenticated
 from app.resources import Resources
@@ -43,6 +44,10 @@ async def _library(resources: ResourcesDep) -> Library:
     return resources.library
 
 
+async def _duplicates(resources: ResourcesDep) -> Duplicates:
+    return resources.duplicates
+
+
 async def _searcher(resources: ResourcesDep) -> Searcher:
     return resources.searcher
 
@@ -63,6 +68,7 @@ VisitorDep = Annotated[Caller | None, Depends(_visitor)]
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 LibraryDep = Annotated[Library, Depends(_library)]
+DuplicatesDep = Annotated[Duplicates, Depends(_duplicates)]
 SearcherDep = Annotated[Searcher, Depends(_searcher)]
 AnswererDep = Annotated[Answerer, Depends(_answerer)]
 MemoryDep = Annotated[Memory, Depends(_memory)]

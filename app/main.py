@@ -9,6 +9,7 @@ from app.api import (
     chat,
     collections,
     documents,
+    duplicates,
     health,
     operations,
     problems,
@@ -65,6 +66,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
 
     app.include_router(collections.router)
     app.include_router(documents.router)
+    app.include_router(duplicates.router)
     app.include_router(search.router)
     app.include_router(chat.router)
     app.include_router(health.router)

@@ -19,6 +19,7 @@ from app.conversations.memory import Memory
 from app.db.schema import check_database
 from app.db.session import Sessions, open_engine, open_sessions
 from app.db.snapshot import Snapshots
+from app.documents.duplicates import Duplicates
 from app.documents.library import Library
 from app.embedding.loading import open_embedder, usable_cores
 from app.embedding.query import QueryEmbedder
@@ -88,6 +89,7 @@ class Resources:
     keyring: KeyRing
     jobs: Jobs
     library: Library
+    duplicates: Duplicates
     query_embedder: QueryEmbedder
     searcher: Searcher
     chat_model: GenerationPool | None
@@ -147,6 +149,7 @@ async def open_resources(
             redis_kind=redis_kind if redis is not None else "in-process",
             keyring=keyring,
             jobs=jobs,
+            duplicates=Duplicates(sessions),
             library=Library(sessions, jobs, settings, query_embedder.embedder),
             query_embedder=query_embedder,
             searcher=searcher,

@@ -18,12 +18,14 @@ from app.db.vectors import known_vectors, register_model
 from app.embedding.base import Embedder, Vectors
 from app.embedding.loading import open_embedder
 from app.errors import DocumentRejected
+from app.failpoints import reach
 from app.telemetry import CHUNKS_REUSED, stage
 from app.terms import TERMS_VERSION, extract_terms
 from ingestion.chunking import CHUNKING_VERSION, split
 from ingestion.embedding import RoundEmbedder, assemble, new_texts
 from ingestion.parsing import PARSING_VERSION
 from ingestion.parsing.sandbox import ParserPool
+from ingestion.signatures import sign
 from ingestion.types import Chunking, ParsedDocument, embedded_text
 from ingestion.writing import NewVersion, Passages, Shelf
 
@@ -64,9 +66,12 @@ async def process(
     """
     report("parsing", 0, 0)
     parsed = await parse(original, tools)
+    reach("pipeline.parsed")
     report("chunking", 0, 0)
     passages = await chunk(parsed, shelf, tools)
+    reach("pipeline.chunked")
     vectors = await embed(passages, shelf, tools, report)
+    reach("pipeline.embedded")
     report("writing", len(passages.chunks), len(passages.chunks))
     return await store(original, parsed, passages, vectors, shelf, tools, write)
 
@@ -128,7 +133,9 @@ async def store(
             vectors=vectors,
             first_chunk_id=await tools.transaction(reserve),
         )
+        reach("pipeline.ids_reserved")
         result = await tools.transaction(lambda connection: write(connection, version))
+        reach("pipeline.committed")
         tools.chunks_count += len(passages.chunks)
         return result
 
@@ -144,6 +151,7 @@ def cut(parsed: ParsedDocument, embedder: Embedder, chunking: Chunking) -> Passa
         texts=texts,
         hashes=[hashlib.sha256(text.encode()).digest() for text in texts],
         terms=[extract_terms(text, parsed.language) for text in texts],
+        signature=sign(parsed.text),
     )
 
 

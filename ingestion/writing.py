@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 from uuid import UUID, uuid4
@@ -26,6 +25,8 @@ from app.db.postings import ChunkTerms, add_postings
 from app.db.vectors import add_vectors
 from app.embedding.base import Vectors
 from app.errors import NotFound
+from app.failpoints import reach
+from ingestion.signatures import Signature
 from ingestion.types import Chunk, ParsedDocument
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
@@ -51,13 +52,15 @@ class Shelf:
 class Passages:
     """Chunks with what both search legs see of them, row by row.
 
-    `hashes` are the SHA-256 of the texts that are embedded, `terms` their index terms.
+    `hashes` are the SHA-256 of the texts that are embedded, `terms` their index terms; `signature`
+    is that of the whole text.
     """
 
     chunks: Sequence[Chunk]
     texts: Sequence[str]
     hashes: Sequence[bytes]
     terms: Sequence[Sequence[str]]
+    signature: Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +85,17 @@ class NewVersion:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file as it was read. `seen_version_id` is the version that served when it was judged."""
+    """A source's document as it was read; `name` ends as what it is does, `tag` is its ETag.
 
-    path: Path
+    `seen_version_id` is the version that served when it was judged.
+    """
+
+    name: str
     uri: str
     root: str | None
     size_bytes: int
     changed_ns: int | None
+    tag: str | None = None
     seen_version_id: int | None = None
     content: bytes = field(default=b"", repr=False)
     sha256: bytes = b""
@@ -137,6 +144,7 @@ async def write_file(
         metadata_=version.parsed.metadata,
         root=document.root or file.root,
         modified_ns=file.changed_ns,
+        source_tag=file.tag,
         blob_sha256=file.sha256,
         size_bytes=file.size_bytes,
     )
@@ -168,6 +176,7 @@ async def record_failed_file(
         claim=None,
         root=document.root or file.root,
         modified_ns=file.changed_ns,
+        source_tag=file.tag,
         pipeline_digest=pipeline_digest,
         # The original stays where it is; only what serves is kept here.
         blob_sha256=document.version.blob_sha256 if document.version else None,
@@ -185,7 +194,7 @@ async def _enter_file(
         tenant_id=shelf.tenant_id,
         collection_id=shelf.collection_id,
         uri=file.uri,
-        title=file.path.name.encode("utf-8", "replace").decode(),
+        title=file.name,
         media_type=UNKNOWN_MEDIA_TYPE,
     )
     return document
@@ -200,6 +209,7 @@ async def _restore(connection: AsyncConnection, document: StoredDocument, file: 
         claim=None,
         root=document.root or file.root,
         modified_ns=file.changed_ns,
+        source_tag=file.tag,
         pipeline_digest=version.pipeline_digest if version else None,
         blob_sha256=file.sha256,
         size_bytes=file.size_bytes,
@@ -235,6 +245,7 @@ async def claim_document(
         return None
     claim_id = uuid4()
     await set_status(connection, document_id, "processing", claim=claim_id)
+    reach("claim.before_commit")
     return Claim(
         id=claim_id,
         document_id=document_id,
@@ -315,6 +326,7 @@ async def _put_version(
     old = document.version
     version_id = await _insert_version(connection, shelf, document, version)
     await add_chunks(connection, _chunk_rows(shelf, document.id, version_id, version))
+    reach("version.chunks_written")
     await add_vectors(
         connection,
         shelf.model_id,
@@ -323,11 +335,13 @@ async def _put_version(
         version.chunk_ids,
         version.vectors,
     )
+    reach("version.vectors_written")
     await add_postings(
         connection,
         shelf.collection_id,
         map(ChunkTerms, version.chunk_ids, version.passages.terms),
     )
+    reach("version.postings_written")
     await set_status(
         connection,
         document.id,
@@ -339,8 +353,10 @@ async def _put_version(
         claim=None,
         **values,
     )
+    reach("version.status_set")
     if old is not None:
         await remove_version(connection, shelf.collection_id, old)
+        reach("version.old_removed")
     await drop_unused_blobs(
         connection, shelf.tenant_id, [document.blob_sha256, old.blob_sha256 if old else None]
     )
@@ -352,6 +368,7 @@ async def _put_version(
         terms=version.terms_count - (old.terms_count if old else 0),
         language=version.parsed.language,
     )
+    reach("version.before_commit")
 
 
 async def _insert_version(
@@ -375,6 +392,8 @@ async def _insert_version(
             first_chunk_id=version.chunk_ids[0],
             last_chunk_id=version.chunk_ids[-1],
             warnings=list(parsed.warnings),
+            signature=version.passages.signature.minhash,
+            bands=version.passages.signature.bands,
         )
         .returning(DocumentVersion.id)
     )

@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from app.config import Settings
 from app.main import create_app
 from app.resources import Resources
+from ingestion.worker import run_worker
 
 HOME_URL = "http://127.0.0.1:8008"
 
@@ -47,6 +48,37 @@ async def open_service(settings: Settings) -> AsyncGenerator[Service]:
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HOME_URL) as client,
     ):
         yield Service(app, client)
+
+
+@asynccontextmanager
+async def working(settings: Settings, embedder: Any) -> AsyncGenerator[None]:
+    """A worker in this process, on the same database as the service."""
+    assert settings.database_url is not None
+    stop = asyncio.Event()
+    url = settings.database_url.get_secret_value()
+    worker = asyncio.create_task(
+        run_worker(settings, url, concurrency=1, stop=stop, embedder=embedder)
+    )
+    try:
+        yield
+    finally:
+        stop.set()
+        await worker
+
+
+async def ingest(service: Service, name: str, content: str, **fields: Any) -> dict[str, Any]:
+    """Send a document; what is known of it once it is ready."""
+    reply = await service.client.post(
+        "/api/documents", files={"file": (name, content.encode())}, data=fields
+    )
+    assert reply.status_code == 202, reply.text
+    accepted = reply.json()
+    followed = await service.client.get(f"/api/jobs/{accepted['job_id']}/events", timeout=60)
+    assert "event: done" in followed.text.split("\n"), followed.text
+    document = await service.client.get(f"/api/documents/{accepted['document_id']}")
+    assert document.json()["status"] == "ready", document.text
+    found: dict[str, Any] = document.json()
+    return found
 
 
 def unix_socket_of(settings: Settings) -> Path:

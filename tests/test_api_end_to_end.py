@@ -1,6 +1,5 @@
 """A document's whole way over HTTP: sent, processed by a real worker, found, cited, deleted."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import pytest
 
 from app.config import Settings
-from ingestion.worker import run_worker
 from tests.doubles.ollama import OllamaDouble, running_ollama
-from tests.service import Service, open_service
+from tests.service import Service, ingest, open_service, working
 
 TRAVEL = """# Travel
 
@@ -32,32 +30,8 @@ Lost laptops are reported to the security desk within one hour. The desk is open
 async def service(
     service_settings: Settings, shared_embedder: None, embedder: Any
 ) -> AsyncIterator[Service]:
-    assert service_settings.database_url is not None
-    stop = asyncio.Event()
-    async with open_service(service_settings) as opened:
-        url = service_settings.database_url.get_secret_value()
-        worker = asyncio.create_task(
-            run_worker(service_settings, url, concurrency=1, stop=stop, embedder=embedder)
-        )
+    async with open_service(service_settings) as opened, working(service_settings, embedder):
         yield opened
-        stop.set()
-        await worker
-
-
-async def ingest(service: Service, name: str, content: str, **fields: Any) -> dict[str, Any]:
-    """The document, once it is ready."""
-    reply = await service.client.post(
-        "/api/documents", files={"file": (name, content.encode())}, data=fields
-    )
-    assert reply.status_code == 202, reply.text
-    accepted = reply.json()
-    followed = await service.client.get(f"/api/jobs/{accepted['job_id']}/events", timeout=60)
-    lines = followed.text.split("\n")
-    assert "event: done" in lines, followed.text
-    document = await service.client.get(f"/api/documents/{accepted['document_id']}")
-    assert document.json()["status"] == "ready", document.text
-    found: dict[str, Any] = document.json()
-    return found
 
 
 async def find(service: Service, query: str, **more: Any) -> list[dict[str, Any]]:

@@ -51,6 +51,8 @@ DOORS = (
     Door("GET", "/api/documents/{document_id}", "read"),
     Door("DELETE", "/api/documents/{document_id}", "write"),
     Door("GET", "/api/documents/{document_id}/content", "read"),
+    Door("GET", "/api/documents/{document_id}/duplicates", "read"),
+    Door("GET", "/api/collections/{name}/duplicates", "read"),
     Door("GET", "/api/jobs/{job_id}", "read"),
     Door("GET", "/api/jobs/{job_id}/events", "read", patient=True),
     Door("POST", "/api/search", "read"),

@@ -196,6 +196,18 @@ class SearchBody(InCollections):
     rerank: StrictBool = False
     filters: Filters = {}
     explain: StrictBool = False
+    collapse_duplicates: StrictBool = Field(
+        default=False, description="Give a passage that several documents hold only once."
+    )
+
+
+class CopyInfo(BaseModel):
+    """The same passage in another document."""
+
+    chunk_id: int
+    document_id: UUID
+    title: str
+    uri: str
 
 
 class HitInfo(BaseModel):
@@ -213,6 +225,7 @@ class HitInfo(BaseModel):
     end: int
     score: float
     explanation: dict[str, Any] | None = None
+    copies: list[CopyInfo] | None = None
 
 
 class SearchReply(BaseModel):

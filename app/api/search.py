@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from app.api.bodies import BodyRoute
 from app.api.problems import DOCUMENTED, InvalidFields
-from app.api.schemas import HitInfo, SearchBody, SearchReply
+from app.api.schemas import CopyInfo, HitInfo, SearchBody, SearchReply
 from app.config import Settings
 from app.dependencies import CallerDep, SearcherDep, SettingsDep
 from app.search.base import Hit, SearchRequest
@@ -36,6 +36,7 @@ async def search(
             rerank=body.rerank,
             filters=body.filters,
             explain=body.explain,
+            collapse_duplicates=body.collapse_duplicates,
         ),
     )
     reply = SearchReply(
@@ -72,4 +73,14 @@ def hit_info(hit: Hit) -> HitInfo:
     )
     if hit.explanation is not None:
         info.explanation = dict(hit.explanation)
+    if hit.copies:
+        info.copies = [
+            CopyInfo(
+                chunk_id=copy.chunk_id,
+                document_id=copy.document_id,
+                title=copy.title,
+                uri=copy.uri,
+            )
+            for copy in hit.copies
+        ]
     return info

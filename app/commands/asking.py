@@ -36,6 +36,9 @@ def search(
         Literal["hybrid", "vector", "keyword"], typer.Option(help="Which legs search.")
     ] = "hybrid",
     filters: Filters = None,
+    collapse_duplicates: Annotated[
+        bool, typer.Option(help="Give a passage that several documents hold only once.")
+    ] = False,
     explain: Annotated[bool, typer.Option(help="Say how each score came about.")] = False,
     as_json: AsJson = False,
     url: Url = None,
@@ -47,6 +50,7 @@ def search(
         "limit": limit,
         "mode": mode,
         "explain": explain,
+        "collapse_duplicates": collapse_duplicates,
         **_scope(collection, filters),
     }
 

@@ -124,6 +124,40 @@ def delete_document(
     _report_removal(reply, as_json)
 
 
+@documents.command("duplicates")
+def list_duplicates(
+    document_id: Annotated[
+        str | None, typer.Argument(help="Of this document only.", metavar="ID")
+    ] = None,
+    collection: Annotated[
+        str, typer.Option("--collection", "-c", metavar="NAME", help="Where to look.")
+    ] = "default",
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """List documents that are nearly the same."""
+    if document_id is not None:
+        reply = _call(url, api_key, "GET", f"/api/documents/{_segment(document_id)}/duplicates")
+        groups = [reply["duplicates"]]
+    else:
+        reply = _call(url, api_key, "GET", f"/api/collections/{_segment(collection)}/duplicates")
+        groups = reply["groups"]
+    if as_json:
+        print_json(reply)
+        return
+    print_table(
+        ["group", "in common", "title", "uri", "id"],
+        (
+            [number, f"{one['similarity']:.0%}", one["title"], one["uri"], one["document_id"]]
+            for number, group in enumerate(groups, 1)
+            for one in group
+        ),
+        empty="No documents are nearly the same.",
+        right="group",
+    )
+
+
 def _report_removal(removal: dict[str, int], as_json: bool) -> None:
     if as_json:
         print_json(removal)

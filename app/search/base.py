@@ -12,7 +12,10 @@ Mode = Literal["hybrid", "vector", "keyword"]
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """A question to the index. `collections` are names; `filters` are as in the contract."""
+    """A question to the index. `collections` are names; `filters` are as in the contract.
+
+    With `collapse_duplicates` a passage that several documents hold is given once.
+    """
 
     query: str
     collections: tuple[str, ...]
@@ -21,6 +24,7 @@ class SearchRequest:
     rerank: bool = False
     filters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     explain: bool = False
+    collapse_duplicates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Hit:
     similarity: float | None
     """Cosine of query and passage, −1…1; None when the vector leg did not run."""
     explanation: Mapping[str, Any] | None = None
+    copies: "tuple[Hit, ...]" = ()
+    """The same passage in other documents, best first, where duplicates were collapsed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from app.db.snapshot import Snapshot, Snapshots
 from app.embedding.query import QueryEmbedder
 from app.errors import InvalidInput
 from app.search.base import Hit, SearchRequest, SearchResult
+from app.search.duplicates import collapse
 from app.search.keyword import NO_MATCHES, KeywordScores, inverse_document_frequency, score
 from app.search.ranking import LEG_WEIGHT, Ranking, rank_by_both, rank_by_keyword, rank_by_vector
 from app.search.scope import AllowedChunks, Scope, allowed_chunks, resolve
@@ -213,7 +214,9 @@ def _term_explanation(term: str, matches: _Matches, chunks_count: int) -> dict[s
 async def _read_hits(
     snapshot: Snapshot, scope: Scope, ranking: Ranking, request: SearchRequest
 ) -> list[Hit]:
-    best = ranking.chunk_ids[: request.limit]
+    # Copies may take up many places before the limit is reached; the candidates are a bound.
+    wanted = CANDIDATES if request.collapse_duplicates else 0
+    best = ranking.chunk_ids[: max(request.limit, wanted)]
     if len(best) == 0:
         return []
     rows = await snapshot.fetch(
@@ -230,7 +233,7 @@ async def _read_hits(
     found = {row[0]: row for row in rows}
     if len(found) < len(chunk_ids):
         log.error("index_names_passages_that_are_not_there", missing=len(chunk_ids) - len(found))
-    return [
+    hits = [
         Hit(
             chunk_id=chunk_id,
             document_id=row[1],
@@ -250,3 +253,4 @@ async def _read_hits(
         for place, chunk_id in enumerate(chunk_ids)
         if (row := found.get(chunk_id)) is not None
     ]
+    return collapse(hits, request.limit) if request.collapse_duplicates else hits

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.db.snapshot import Snapshot
-from app.db.vectors import partition_name
+from app.db.vector_partitions import partition_name
 from app.search.scope import AllowedChunks, Scope
 
 ChunkIds = NDArray[np.int64]

@@ -17,7 +17,7 @@ from app.answering.base import Answerer
 from app.config import Settings
 from app.conversations.memory import Memory
 from app.db.schema import check_database
-from app.db.session import Sessions, open_engine, open_sessions
+from app.db.session import WRITERS_IDLE_SECONDS, Sessions, open_engine, open_sessions
 from app.db.snapshot import Snapshots
 from app.documents.duplicates import Duplicates
 from app.documents.library import Library
@@ -114,7 +114,7 @@ async def open_resources(
         )
     database_url = settings.database_url.get_secret_value()
     async with AsyncExitStack() as stack:
-        engine = open_engine(settings, database_url)
+        engine = open_engine(settings, database_url, idle_seconds=WRITERS_IDLE_SECONDS)
         stack.push_async_callback(engine.dispose)
         # A connection of its own, so that a busy pool is not mistaken for a dead database.
         monitor = open_engine(settings, database_url, pool_size=1)

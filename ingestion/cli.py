@@ -158,11 +158,16 @@ async def _ingest_into(
 
 @asynccontextmanager
 async def _opened_tools(settings: Settings, url: str) -> "AsyncGenerator[Tools]":
-    from app.db.session import open_engine  # noqa: PLC0415 - heavy, and not for every command
+    from app.db.session import (  # noqa: PLC0415 - heavy, and not for every command
+        WRITERS_IDLE_SECONDS,
+        open_engine,
+    )
     from ingestion.pipeline import DATABASE_CONNECTIONS, open_tools  # noqa: PLC0415 - heavy
 
     # One connection more than the pipeline takes, for what tidies up beside it.
-    engine = open_engine(settings, url, pool_size=DATABASE_CONNECTIONS + 1)
+    engine = open_engine(
+        settings, url, pool_size=DATABASE_CONNECTIONS + 1, idle_seconds=WRITERS_IDLE_SECONDS
+    )
     try:
         async with open_tools(settings, engine) as tools:
             yield tools

@@ -16,9 +16,9 @@ from app.db.idempotency import forget_old_keys
 from app.db.models import Collection
 from app.db.postings import merge_postings
 from app.db.schema import check_database
-from app.db.session import open_engine
+from app.db.session import WRITERS_IDLE_SECONDS, open_engine
 from app.db.transactions import translated_errors
-from app.db.vectors import ensure_index
+from app.db.vector_partitions import ensure_index
 from app.embedding.base import Embedder
 from app.errors import DocumentRejected, FootnoteError, StorageFull, Unavailable
 from app.failpoints import reach
@@ -65,7 +65,9 @@ async def run_worker(
     if stop is None:
         stop = _stopped_by_signals()
     # Two connections more than the pipeline takes: for the maintenance, and for its lock.
-    engine = open_engine(settings, url, pool_size=DATABASE_CONNECTIONS + 2)
+    engine = open_engine(
+        settings, url, pool_size=DATABASE_CONNECTIONS + 2, idle_seconds=WRITERS_IDLE_SECONDS
+    )
     jobs = Jobs(url, timeout_seconds=settings.database_timeout_seconds)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)

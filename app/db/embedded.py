@@ -94,6 +94,10 @@ class EmbeddedPostgres(SharedServer):
         return self.home / "postgres"
 
     @property
+    def _version_file(self) -> Path:
+        return self.data / "PG_VERSION"
+
+    @property
     def log_file(self) -> Path:
         return self.home / "postgres.log"
 
@@ -162,6 +166,23 @@ class EmbeddedPostgres(SharedServer):
         except psutil.Error:
             return False
 
+    @property
+    def is_running(self) -> bool:
+        return self._running() is not None
+
+    def revive(self) -> bool:
+        """Start the server again after it died; False when somebody else has done so before.
+
+        Only for who has started it. A cluster that is gone stays gone: nobody wants an empty one
+        in its place.
+        """
+        with self._mutex():
+            if self.is_running or not self._version_file.exists():
+                return False
+            self._end_orphans()
+            self._launch()
+            return True
+
     def _answers(self) -> bool:
         try:
             with psycopg.connect(
@@ -173,9 +194,8 @@ class EmbeddedPostgres(SharedServer):
 
     def _ensure_cluster(self) -> None:
         """Make the data folder, or check that this PostgreSQL can read the one that is there."""
-        version_file = self.data / "PG_VERSION"
-        if version_file.exists():
-            found = version_file.read_text().strip()
+        if self._version_file.exists():
+            found = self._version_file.read_text().strip()
             if found != str(MAJOR_VERSION):
                 raise DatabaseUnsuitable(
                     f"{self.data} was made by PostgreSQL {found}; this Footnote brings"

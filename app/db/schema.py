@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 from app.config import Settings
 from app.db.embedded import EmbeddedPostgres
 from app.db.session import sqlalchemy_url
+from app.db.supervision import kept_running
 from app.errors import DatabaseUnavailable, DatabaseUnsuitable
 
 log = structlog.get_logger(__name__)
@@ -40,8 +41,8 @@ ADVISORY_LOCK = 0x_F007_4073
 def ready_database(settings: Settings) -> Generator[str]:
     """The URL of a database that fits this code, for as long as the block runs.
 
-    Without FOOTNOTE_DATABASE_URL the embedded PostgreSQL is started and migrated, and left when
-    the block ends. A given database is only checked: its owner decides when it is migrated.
+    Without FOOTNOTE_DATABASE_URL the embedded PostgreSQL is started and migrated, started again
+    whenever it dies, and left when the block ends. A given database is only checked: its owner decides when it is migrated.
     Raises StartupError or DatabaseUnavailable.
     """
     if settings.database_url is not None:
@@ -53,7 +54,8 @@ def ready_database(settings: Settings) -> Generator[str]:
             raise _away(error) from error
         yield url
         return
-    with EmbeddedPostgres(settings.home) as url:
+    server = EmbeddedPostgres(settings.home)
+    with server as url, kept_running(server):
         migrate(url)
         yield url
 

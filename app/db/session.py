@@ -15,6 +15,9 @@ from app.db import arrays
 
 Sessions = async_sessionmaker[AsyncSession]
 
+WRITERS_IDLE_SECONDS = 30.0
+"""For whoever writes documents; its own pauses inside a transaction are far shorter."""
+
 
 def sqlalchemy_url(url: str) -> str:
     """The same database through psycopg 3, whatever driver the URL names or leaves out."""
@@ -27,12 +30,19 @@ def libpq_url(url: str) -> str:
 
 
 def open_engine(
-    settings: Settings, url: str, *, pool_size: int | None = None, for_snapshots: bool = False
+    settings: Settings,
+    url: str,
+    *,
+    pool_size: int | None = None,
+    for_snapshots: bool = False,
+    idle_seconds: float | None = None,
 ) -> AsyncEngine:
-    """An engine whose waiting is bounded: connecting, getting a connection, every statement.
+    """An engine whose waiting is bounded: connecting, and getting a connection.
 
     `for_snapshots` gives the connections of `app/db/snapshot.py`, which begins its transactions
-    itself and finds out by that whether a connection still lives.
+    itself and finds out by that whether a connection still lives. The server ends a transaction in
+    which nothing is asked for `idle_seconds`: a process that stands still, or whose host is cut
+    off, must not hold its locks against those who take over its work.
     """
     arrays.register()
     timeout_seconds = settings.database_timeout_seconds
@@ -40,6 +50,11 @@ def open_engine(
         "connect_timeout": max(1, round(timeout_seconds)),
         "application_name": "footnote",
     }
+    if idle_seconds is not None:
+        given = make_url(url).query.get("options", "")
+        arguments["options"] = (
+            f"{given} -c idle_in_transaction_session_timeout={round(idle_seconds * 1000)}"
+        )
     return create_async_engine(
         sqlalchemy_url(url),
         pool_size=pool_size or settings.database_pool_size,

@@ -32,8 +32,9 @@ LONGEST_PAUSE_SECONDS = 2.0
 _COLLISIONS = frozenset({"40001", "40P01"})
 _FULL = frozenset({"53100"})
 _BUSY = frozenset({"53300"})
-# Classes 08 (connection) and 57P (operator intervention); 58030 is an I/O error of the server.
-_AWAY_PREFIXES = ("08", "57P", "58030")
+# Classes 08 (connection) and 57P (operator intervention); 58030 is an I/O error of the server, and
+# 25P03 ends the transaction of a process that stood still.
+_AWAY_PREFIXES = ("08", "57P", "58030", "25P03")
 
 
 def trouble_of(error: BaseException) -> Trouble | None:

@@ -74,6 +74,7 @@ class SourceState:
     root: str | None
     size_bytes: int
     modified_ns: int | None
+    source_tag: str | None
     status: DocumentStatus
     reason: str | None
     pipeline_digest: str | None
@@ -87,6 +88,16 @@ class SourceState:
             self.version_blob_sha256 == blob_sha256
             and self.version_pipeline_digest == pipeline_digest
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What a source says of a document whose content is as it was: time, tag and root."""
+
+    document_id: UUID
+    changed_ns: int | None
+    tag: str | None
+    root: str | None
 
 
 # --- reading and locking --------------------------------------------------------------------------
@@ -149,21 +160,16 @@ async def set_status(
     )
 
 
-async def note_unchanged(
-    connection: AsyncConnection, files: Sequence[tuple[UUID, int | None, str | None]]
-) -> None:
-    """Remember when unchanged files were touched, and which folder they belong to.
-
-    `files` holds document id, modification time and root; a root that is known already stays.
-    """
-    if files:
-        document_ids, modified_ns, roots = zip(*files, strict=True)
+async def note_unchanged(connection: AsyncConnection, seen: Sequence[Sighting]) -> None:
+    """Remember how unchanged content was found; a root that is known already stays."""
+    if seen:
         await connection.execute(
             _NOTE_UNCHANGED,
             {
-                "document_ids": list(document_ids),
-                "modified_ns": list(modified_ns),
-                "roots": list(roots),
+                "document_ids": [sighting.document_id for sighting in seen],
+                "modified_ns": [sighting.changed_ns for sighting in seen],
+                "tags": [sighting.tag for sighting in seen],
+                "roots": [sighting.root for sighting in seen],
             },
         )
 
@@ -268,7 +274,7 @@ _CREATE = text(
 )
 _SOURCES = text(
     """
-    SELECT d.id, d.uri, d.root, d.size_bytes, d.modified_ns, d.status, d.reason,
+    SELECT d.id, d.uri, d.root, d.size_bytes, d.modified_ns, d.source_tag, d.status, d.reason,
       d.pipeline_digest, v.id, v.blob_sha256, v.pipeline_digest
     FROM documents AS d LEFT JOIN document_versions AS v ON v.id = d.current_version_id
     WHERE d.collection_id = :collection_id AND starts_with(d.uri, :uri_prefix)
@@ -276,8 +282,10 @@ _SOURCES = text(
 )
 _NOTE_UNCHANGED = text(
     """
-    UPDATE documents AS d SET modified_ns = f.modified_ns, root = coalesce(d.root, f.root)
-    FROM unnest(:document_ids, :modified_ns, cast(:roots AS text[])) AS f (id, modified_ns, root)
+    UPDATE documents AS d
+    SET modified_ns = f.modified_ns, source_tag = f.tag, root = coalesce(d.root, f.root)
+    FROM unnest(:document_ids, :modified_ns, cast(:tags AS text[]), cast(:roots AS text[]))
+      AS f (id, modified_ns, tag, root)
     WHERE d.id = f.id
     """
 ).bindparams(

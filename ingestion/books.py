@@ -13,7 +13,7 @@ from app.db.collections import StoredCollection, ensure_collection, find_collect
 from app.db.documents import SourceState, delete_document, list_sources, note_unchanged
 from app.db.postings import merge_postings
 from app.db.transactions import translated_errors
-from app.db.vectors import ensure_index
+from app.db.vector_partitions import ensure_index
 from app.failpoints import reach
 from app.telemetry import stage
 from ingestion.pipeline import Original, Tools, process

@@ -9,9 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import LOCAL_OWNER
 from app.config import Settings
-from app.db import vectors as stored
+from app.db import vector_partitions
 from app.db.snapshot import Snapshots
-from app.db.vectors import ensure_index, register_model
+from app.db.vector_partitions import begin_leaf, ensure_index
+from app.db.vectors import register_model
 from app.search import vector
 from app.search.scope import allowed_chunks, resolve
 from app.search.vector import SETTINGS, find_neighbours
@@ -33,22 +34,36 @@ def queries() -> Query:
 
 @pytest.fixture
 async def indexed(
-    engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[Snapshots]:
-    """60 documents of 50 passages in the collection `large`, 20 passages in `small`, one index."""
-    monkeypatch.setattr(stored, "INDEX_FROM_ROWS", 1)
+    """60 documents of 50 passages in the collection `large`, 20 passages in `small`, one index.
+
+    With a parameter, bulk loads have cut the vectors into as many leaves, the last without index.
+    """
+    monkeypatch.setattr(vector_partitions, "INDEX_FROM_ROWS", 1)
     drawn = unit_vectors(1, CHUNKS, DIMENSIONS)
     each = CHUNKS // DOCUMENTS
+    leaves_count: int = getattr(request, "param", 1)
     async with engine.begin() as connection:
         model_id = await register_model(connection, name="m", digest="d", dimensions=DIMENSIONS)
         large = await add_collection(connection, "large", model_id)
-        for number in range(DOCUMENTS):
-            source = Source(["x"] * each, uri=f"{number:02}", metadata={"n": number})
-            part = drawn[number * each : (number + 1) * each]
-            await add_document(connection, large, source, part)
+    for leaf in range(leaves_count):
+        if leaf:
+            assert await ensure_index(engine, model_id)
+            assert await begin_leaf(engine, model_id)
+        async with engine.begin() as connection:
+            for number in range(leaf, DOCUMENTS, leaves_count):
+                source = Source(["x"] * each, uri=f"{number:02}", metadata={"n": number})
+                part = drawn[number * each : (number + 1) * each]
+                await add_document(connection, large, source, part)
+    async with engine.begin() as connection:
         small = await add_collection(connection, "small", model_id)
         await add_document(connection, small, Source(["y"] * 20), unit_vectors(2, 20, DIMENSIONS))
-    assert await ensure_index(engine, model_id)
+    if leaves_count == 1:
+        assert await ensure_index(engine, model_id)
     async with engine.connect() as connection:
         await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(
             text("VACUUM ANALYZE")
@@ -74,14 +89,17 @@ def force(monkeypatch: pytest.MonkeyPatch, *, index: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "matching"),
+    ("indexed", "filters", "matching"),
     [
-        ({}, CHUNKS),
-        ({"n": {"$lt": 30}}, CHUNKS // 2),
-        ({"n": {"$lt": 6}}, CHUNKS // 10),
-        ({"n": 6}, CHUNKS // DOCUMENTS),
+        (1, {}, CHUNKS),
+        (1, {"n": {"$lt": 30}}, CHUNKS // 2),
+        (1, {"n": {"$lt": 6}}, CHUNKS // 10),
+        (1, {"n": 6}, CHUNKS // DOCUMENTS),
+        (3, {}, CHUNKS),
+        (3, {"n": {"$lt": 6}}, CHUNKS // 10),
     ],
-    ids=["all", "half", "a tenth", "a sixtieth"],
+    ids=["all", "half", "a tenth", "a sixtieth", "leaves: all", "leaves: a tenth"],
+    indirect=["indexed"],
 )
 async def test_the_index_finds_what_comparing_all_finds(
     indexed: Snapshots,
@@ -101,6 +119,7 @@ async def test_the_index_finds_what_comparing_all_finds(
     assert found_both / (len(queries) * min(LIMIT, matching)) >= 0.98
 
 
+@pytest.mark.parametrize("indexed", [1, 3], indirect=True)
 async def test_the_index_is_used_where_it_pays(indexed: Snapshots, queries: Query) -> None:
     async with indexed.open(SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], {})

@@ -4,25 +4,15 @@ import hashlib
 import numpy as np
 import psycopg
 import pytest
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.db import vectors as stored
-from app.db.vectors import add_vectors, ensure_index, index_name, known_vectors, register_model
+from app.db.vectors import add_vectors, known_vectors, register_model
 from tests.passages import Source, add_collection, add_document, add_tenant, unit_vectors
 
 
 async def model_of(engine: AsyncEngine, dimensions: int = 8) -> int:
     async with engine.begin() as connection:
         return await register_model(connection, name="m", digest="d", dimensions=dimensions)
-
-
-async def index_is_valid(connection: AsyncConnection, model_id: int) -> bool | None:
-    found = await connection.execute(
-        text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"),
-        {"name": index_name(model_id)},
-    )
-    return found.scalar()
 
 
 async def test_a_model_is_registered_once_whoever_asks(engine: AsyncEngine) -> None:
@@ -69,58 +59,3 @@ async def test_vectors_of_another_tenant_are_unknown(connection: AsyncConnection
     await add_document(connection, collection_id, Source(["one"]), unit_vectors(1, 1, 8))
     await add_tenant(connection, 2)
     assert not await known_vectors(connection, 2, model_id, [hashlib.sha256(b"one").digest()])
-
-
-async def fill(engine: AsyncEngine, model_id: int, count: int) -> None:
-    async with engine.begin() as connection:
-        collection_id = await add_collection(connection, "books", model_id)
-        await add_document(
-            connection, collection_id, Source(["x"] * count), unit_vectors(2, count, 8)
-        )
-
-
-async def test_the_index_is_built_once_there_is_enough(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored, "INDEX_FROM_ROWS", 50)
-    model_id = await model_of(engine)
-    await fill(engine, model_id, 49)
-    assert not await ensure_index(engine, model_id)
-    async with engine.begin() as connection:
-        collection_id = await add_collection(connection, "more", model_id)
-        await add_document(connection, collection_id, Source(["y"]), unit_vectors(3, 1, 8))
-    assert await ensure_index(engine, model_id)
-    async with engine.connect() as connection:
-        assert await index_is_valid(connection, model_id)
-    assert not await ensure_index(engine, model_id)
-
-
-async def test_the_leftover_of_an_interrupted_build_is_replaced(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored, "INDEX_FROM_ROWS", 1)
-    model_id = await model_of(engine)
-    await fill(engine, model_id, 5)
-    assert await ensure_index(engine, model_id)
-    async with engine.begin() as connection:
-        await connection.execute(
-            text("UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(:name)"),
-            {"name": index_name(model_id)},
-        )
-    assert await ensure_index(engine, model_id)
-    async with engine.connect() as connection:
-        assert await index_is_valid(connection, model_id)
-
-
-async def test_builders_at_once_build_one_index(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored, "INDEX_FROM_ROWS", 1)
-    model_id = await model_of(engine)
-    await fill(engine, model_id, 200)
-    built = await asyncio.gather(*(ensure_index(engine, model_id) for _ in range(3)))
-    assert sum(built) == 1
-
-
-async def test_an_unknown_model_needs_no_index(engine: AsyncEngine) -> None:
-    assert not await ensure_index(engine, 99)

@@ -1,4 +1,4 @@
-"""Stored vectors: one partition of `embeddings` per model, with an HNSW index once it pays."""
+"""Stored vectors, and the models that made them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,27 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.types import Integer, LargeBinary
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import LargeBinary
 
-from app.failpoints import reach
+from app.db.vector_partitions import make_partition, partition_name
 
-INDEX_FROM_ROWS = 5_000
-"""Below this an exact scan is as fast as the index, and inserting is faster without one."""
-
-_INLINE_DIMENSIONS = 3_500
-"""Up to here a vector fits into a page of the table itself, where a scan finds it sooner."""
-
-_LOCK_CLASS = 0x686E7377
-"""First half of the advisory locks' keys; the second is the model, or 0 while one is registered."""
-
-
-def partition_name(model_id: int) -> str:
-    return f"embeddings_m{model_id:d}"
-
-
-def index_name(model_id: int) -> str:
-    return f"{partition_name(model_id)}_hnsw"
+_REGISTRATION = 0x6D6F6465
+"""The advisory lock of whoever registers a model."""
 
 
 async def register_model(
@@ -41,7 +27,7 @@ async def register_model(
     known = await connection.execute(_MODEL_ID, {"digest": digest})
     if (model_id := known.scalar()) is not None:
         return int(model_id)
-    await connection.execute(_LOCK, {"class": _LOCK_CLASS, "model_id": 0})
+    await connection.execute(_LOCK, {"lock": _REGISTRATION})
     known = await connection.execute(_MODEL_ID, {"digest": digest})
     if (model_id := known.scalar()) is not None:
         return int(model_id)
@@ -49,22 +35,11 @@ async def register_model(
         _INSERT_MODEL, {"name": name, "digest": digest, "dimensions": dimensions}
     )
     model_id = int(inserted.scalar_one())
-    partition = partition_name(model_id)
-    await connection.execute(
-        text(
-            f"CREATE TABLE {partition} PARTITION OF embeddings"
-            f" (CONSTRAINT dimensions CHECK (vector_dims(vector) = {dimensions:d}))"
-            f" FOR VALUES IN ({model_id:d})"
-        )
-    )
-    if dimensions <= _INLINE_DIMENSIONS:
-        await connection.execute(
-            text(f"ALTER TABLE {partition} ALTER COLUMN vector SET STORAGE PLAIN")
-        )
+    await make_partition(connection, model_id, dimensions)
     return model_id
 
 
-_LOCK = text("SELECT pg_advisory_xact_lock(:class, :model_id)")
+_LOCK = text("SELECT pg_advisory_xact_lock(:lock)")
 _MODEL_ID = text("SELECT id FROM embedding_models WHERE digest = :digest")
 _INSERT_MODEL = text(
     """
@@ -153,60 +128,3 @@ async def known_vectors(
         },
     )
     return {bytes(content_hash): decode_vector(sent) for content_hash, sent in rows}
-
-
-async def ensure_index(engine: AsyncEngine, model_id: int) -> bool:
-    """Build the model's HNSW index if it is due and missing; True when this call built it.
-
-    Reads and writes go on meanwhile. A leftover of an interrupted build is dropped first. When
-    another process is building, this returns at once.
-    """
-    partition, index = partition_name(model_id), index_name(model_id)
-    lock = {"class": _LOCK_CLASS, "model_id": model_id}
-    async with engine.connect() as opened:
-        connection = await opened.execution_options(isolation_level="AUTOCOMMIT")
-        if not (await connection.execute(_TRY_LOCK, lock)).scalar_one():
-            return False
-        try:
-            dimensions = (await connection.execute(_DIMENSIONS, {"model_id": model_id})).scalar()
-            valid = (await connection.execute(_INDEX_VALID, {"index": index})).scalar()
-            if valid or dimensions is None:
-                return False
-            enough = await connection.execute(
-                text(f"SELECT count(*) FROM (SELECT FROM {partition} LIMIT :rows)"),  # noqa: S608 - the name is made of a number
-                {"rows": INDEX_FROM_ROWS},
-            )
-            if enough.scalar_one() < INDEX_FROM_ROWS:
-                return False
-            if valid is False:
-                await connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {index}"))
-            reach("vectors.before_index")
-            await connection.execute(_BUILD_SETTINGS)
-            await connection.execute(
-                text(
-                    f"CREATE INDEX CONCURRENTLY {index} ON {partition}"
-                    f" USING hnsw ((vector::halfvec({dimensions:d})) halfvec_ip_ops)"
-                    " WITH (m = 16, ef_construction = 128)"
-                )
-            )
-            reach("vectors.index_built")
-            return True
-        finally:
-            # The settings and the lock belong to the connection, which goes back to the pool.
-            await connection.invalidate()
-
-
-_TRY_LOCK = text("SELECT pg_try_advisory_lock(:class, :model_id)")
-_DIMENSIONS = text("SELECT dimensions FROM embedding_models WHERE id = :model_id").bindparams(
-    bindparam("model_id", type_=Integer)
-)
-_INDEX_VALID = text(
-    "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(quote_ident(:index))"
-)
-_BUILD_SETTINGS = text(
-    """
-    SELECT set_config('statement_timeout', '0', false),
-      set_config('maintenance_work_mem', '512MB', false),
-      set_config('max_parallel_maintenance_workers', '2', false)
-    """
-)

@@ -1,0 +1,320 @@
+"""The tables that hold the vectors: a partition per model, cut into leaves, and their indexes.
+
+The partition `embeddings_m{model}` is cut by chunk id into leaves `embeddings_m{model}_{n}`, the
+last of which has no end. Every leaf has an HNSW index of its own once that pays; a search sees all
+leaves, those without an index compared row by row. A bulk load begins a leaf of its own, so that it
+never inserts into an index: see docs/decisions/0020-bulk-leaves.md.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from psycopg.errors import DeadlockDetected, LockNotAvailable
+from sqlalchemy import bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.types import Integer
+
+from app.db.documents import reserve_chunk_ids
+from app.failpoints import reach
+
+log = structlog.get_logger(__name__)
+
+INDEX_FROM_ROWS = 5_000
+"""Below this an exact scan is as fast as the index, and inserting is faster without one."""
+
+BULK_FROM_CHUNKS = 20_000
+"""A load that expects fewer does not begin a leaf: every search pays for every leaf."""
+
+BOUNDARY_MARGIN = 1_000_000
+"""Chunk ids between the last one given out and the end that a leaf is about to get: more than all
+writers together take while the end is checked."""
+
+LOCK_TIMEOUT_SECONDS = 2.0
+"""How long others may queue behind the change; longer than it takes autovacuum to step aside."""
+LOCK_ATTEMPTS = 8
+LOCK_PAUSE_SECONDS = 0.5
+
+_INLINE_DIMENSIONS = 3_500
+"""Up to here a vector fits into a page of the table itself, where a scan finds it sooner."""
+
+_BUILD_CLASS = 0x686E7377
+_BULK_CLASS = 0x62756C6B
+"""First halves of the advisory locks' keys; the second is the model."""
+
+
+def partition_name(model_id: int) -> str:
+    return f"embeddings_m{model_id:d}"
+
+
+def leaf_name(model_id: int, number: int) -> str:
+    return f"{partition_name(model_id)}_{number:d}"
+
+
+def index_name(leaf: str) -> str:
+    return f"{leaf}_hnsw"
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A table of vectors, with `bounds` as PostgreSQL writes them.
+
+    `is_indexed` is None without an index, and False while it is not valid: being built, or left
+    over. `is_closing` when an end has been prepared.
+    """
+
+    number: int
+    name: str
+    bounds: str
+    is_indexed: bool | None
+    is_closing: bool
+
+    @property
+    def is_last(self) -> bool:
+        return self.bounds.endswith(_NO_END)
+
+
+async def make_partition(connection: AsyncConnection, model_id: int, dimensions: int) -> None:
+    """The tables of a new model's vectors.
+
+    They lock `chunks` against writers until the transaction ends.
+    """
+    partition = partition_name(model_id)
+    await connection.execute(
+        text(
+            f"CREATE TABLE {partition} PARTITION OF embeddings"
+            f" (CONSTRAINT dimensions CHECK (vector_dims(vector) = {dimensions:d}))"
+            f" FOR VALUES IN ({model_id:d}) PARTITION BY RANGE (chunk_id)"
+        )
+    )
+    await _make_leaf(connection, model_id, 0, dimensions, "MINVALUE")
+
+
+async def list_leaves(connection: AsyncConnection, model_id: int) -> list[Leaf]:
+    """The model's leaves from the first to the last."""
+    rows = await connection.execute(_LEAVES, {"partition": partition_name(model_id)})
+    return sorted((Leaf(*row) for row in rows), key=lambda leaf: leaf.number)
+
+
+# --- indexes --------------------------------------------------------------------------------------
+
+
+async def ensure_index(engine: AsyncEngine, model_id: int) -> bool:
+    """Build the HNSW indexes that are due and missing; True when this call built one.
+
+    Reads and writes go on meanwhile. Leftovers of interrupted work are cleared first. When another
+    process is at it, this returns at once. The leaf that a bulk load fills gets its index when the
+    load is over.
+    """
+    lock = {"class": _BUILD_CLASS, "model_id": model_id}
+    async with engine.connect() as opened:
+        connection = await opened.execution_options(isolation_level="AUTOCOMMIT")
+        if not (await connection.execute(_TRY_LOCK, lock)).scalar_one():
+            return False
+        try:
+            dimensions = (await connection.execute(_DIMENSIONS, {"model_id": model_id})).scalar()
+            if dimensions is None:
+                return False
+            is_loading = not await _can_lock(connection, _BULK_CLASS, model_id)
+            has_built = False
+            for leaf in await list_leaves(connection, model_id):
+                if leaf.is_closing:
+                    await _reopen(connection, leaf)
+                if leaf.is_indexed or (leaf.is_last and is_loading):
+                    continue
+                if await _has_rows(connection, leaf, INDEX_FROM_ROWS):
+                    await _build_index(connection, leaf, dimensions)
+                    has_built = True
+            return has_built
+        finally:
+            # The settings and the lock belong to the connection, which goes back to the pool.
+            await connection.invalidate()
+
+
+async def _build_index(connection: AsyncConnection, leaf: Leaf, dimensions: int) -> None:
+    index = index_name(leaf.name)
+    if leaf.is_indexed is False:
+        await connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {index}"))
+    reach("vectors.before_index")
+    await connection.execute(_BUILD_SETTINGS)
+    await connection.execute(
+        text(
+            f"CREATE INDEX CONCURRENTLY {index} ON {leaf.name}"
+            f" USING hnsw ((vector::halfvec({dimensions:d})) halfvec_ip_ops)"
+            " WITH (m = 16, ef_construction = 128)"
+        )
+    )
+    reach("vectors.index_built")
+
+
+async def _has_rows(connection: AsyncConnection, leaf: Leaf, count: int) -> bool:
+    found = await connection.execute(
+        text(f"SELECT count(*) FROM (SELECT FROM {leaf.name} LIMIT :rows)"),  # noqa: S608 - the name is made of numbers
+        {"rows": count},
+    )
+    return found.scalar_one() >= count
+
+
+# --- bulk loads -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def bulk_load(engine: AsyncEngine, model_id: int) -> AsyncGenerator[None]:
+    """For as long as this is open nobody builds an index on the last leaf; others may load too.
+
+    Whoever opened it calls `ensure_index` afterwards. If it dies, the next one who does builds it.
+    """
+    async with engine.connect() as opened:
+        connection = await opened.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(_SHARE_LOCK, {"class": _BULK_CLASS, "model_id": model_id})
+        try:
+            yield
+        finally:
+            await connection.invalidate()
+
+
+async def begin_leaf(engine: AsyncEngine, model_id: int) -> bool:
+    """Give the last leaf an end, so that the chunks from now on go into a new one without an index.
+
+    False when the last leaf has no index either, or when the change has to wait for others too
+    long: then the rows go where they always went. Nobody else waits for longer than
+    LOCK_TIMEOUT_SECONDS. Killed at any point this leaves what works as before; `ensure_index`
+    clears it away.
+    """
+    lock = {"class": _BUILD_CLASS, "model_id": model_id}
+    async with engine.connect() as opened:
+        connection = await opened.execution_options(isolation_level="AUTOCOMMIT")
+        if not (await connection.execute(_TRY_LOCK, lock)).scalar_one():
+            return False
+        try:
+            dimensions = (await connection.execute(_DIMENSIONS, {"model_id": model_id})).scalar()
+            leaves = await list_leaves(connection, model_id)
+            if dimensions is None or not leaves or not leaves[-1].is_indexed:
+                return False
+            return await _begin_leaf(connection, model_id, leaves[-1], dimensions)
+        finally:
+            await connection.invalidate()
+
+
+async def _begin_leaf(
+    connection: AsyncConnection, model_id: int, last: Leaf, dimensions: int
+) -> bool:
+    if last.is_closing and not await _reopen(connection, last):
+        return False
+    given_out = (await connection.execute(_LAST_CHUNK_ID)).scalar_one()
+    end = given_out + BOUNDARY_MARGIN
+    closing = f"ALTER TABLE {last.name} ADD CONSTRAINT {_CLOSING} CHECK (chunk_id < {end:d})"
+    if not await _with_locks(connection, f"{closing} NOT VALID"):
+        return False
+    # Takes as long as reading the leaf, and keeps nobody from it. With this check valid, the leaf
+    # is attached without being read again.
+    await connection.execute(text(f"ALTER TABLE {last.name} VALIDATE CONSTRAINT {_CLOSING}"))
+    partition = partition_name(model_id)
+    was_closed = await _with_locks(
+        connection,
+        # Writers begin with the row of a document. Waiting for them there, and nowhere else, no
+        # writer can hold one of the other tables and want a second one.
+        "LOCK TABLE documents IN EXCLUSIVE MODE",
+        "LOCK TABLE chunks IN SHARE ROW EXCLUSIVE MODE",
+        f"LOCK TABLE ONLY {partition} IN ACCESS EXCLUSIVE MODE",
+        f"ALTER TABLE {partition} DETACH PARTITION {last.name}",
+        f"ALTER TABLE {partition} ATTACH PARTITION {last.name}"
+        f" {last.bounds.removesuffix(_NO_END)}({end:d})",
+        f"ALTER TABLE {last.name} DROP CONSTRAINT {_CLOSING}",
+        *_leaf_statements(model_id, last.number + 1, dimensions, str(end)),
+    )
+    if not was_closed:
+        await _reopen(connection, last)
+        return False
+    # Until here new chunks fall below the end, wherever this is killed; from here on, above it.
+    await reserve_chunk_ids(connection, BOUNDARY_MARGIN)
+    log.info("vector_leaf_begun", leaf=leaf_name(model_id, last.number + 1), first_chunk_id=end)
+    return True
+
+
+async def _reopen(connection: AsyncConnection, leaf: Leaf) -> bool:
+    """Take back the end that was prepared for a leaf and never given to it."""
+    return await _with_locks(
+        connection, f"ALTER TABLE {leaf.name} DROP CONSTRAINT IF EXISTS {_CLOSING}"
+    )
+
+
+async def _with_locks(connection: AsyncConnection, *statements: str) -> bool:
+    """Do all of it in one transaction, again and again until its locks can be had soon."""
+    together = "; ".join(
+        [f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS * 1000:.0f}ms'", *statements]
+    )
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            # One message: a process that is stopped or killed in between holds no lock.
+            await driver.execute(f"BEGIN; {together}; COMMIT", prepare=False)
+        except (LockNotAvailable, DeadlockDetected):
+            await driver.execute("ROLLBACK")
+            await asyncio.sleep(LOCK_PAUSE_SECONDS)
+        else:
+            return True
+    log.warning("vector_leaf_waits_for_locks", attempts=LOCK_ATTEMPTS)
+    return False
+
+
+async def _make_leaf(
+    connection: AsyncConnection, model_id: int, number: int, dimensions: int, first: str
+) -> None:
+    for statement in _leaf_statements(model_id, number, dimensions, first):
+        await connection.execute(text(statement))
+
+
+def _leaf_statements(model_id: int, number: int, dimensions: int, first: str) -> list[str]:
+    """Its checks say what its bounds say: PostgreSQL believes them when the bounds change."""
+    leaf = leaf_name(model_id, number)
+    checks = [f"CONSTRAINT model CHECK (model_id = {model_id:d}::smallint)"]
+    if first != "MINVALUE":
+        checks.append(f"CONSTRAINT begin CHECK (chunk_id >= {first})")
+    create = f"CREATE TABLE {leaf} PARTITION OF {partition_name(model_id)}"
+    statements = [f"{create} ({', '.join(checks)}) FOR VALUES FROM ({first}) TO (MAXVALUE)"]
+    if dimensions <= _INLINE_DIMENSIONS:
+        statements.append(f"ALTER TABLE {leaf} ALTER COLUMN vector SET STORAGE PLAIN")
+    return statements
+
+
+async def _can_lock(connection: AsyncConnection, lock_class: int, model_id: int) -> bool:
+    """Whether nobody holds this lock."""
+    lock = {"class": lock_class, "model_id": model_id}
+    if not (await connection.execute(_TRY_LOCK, lock)).scalar_one():
+        return False
+    await connection.execute(_UNLOCK, lock)
+    return True
+
+
+_NO_END = "(MAXVALUE)"
+_CLOSING = "closing"
+_LEAVES = text(
+    rf"""
+    SELECT substring(leaf.relname FROM '\d+$')::int, leaf.relname,
+      pg_get_expr(leaf.relpartbound, leaf.oid),
+      (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(leaf.relname || '_hnsw')),
+      EXISTS (SELECT FROM pg_constraint WHERE conrelid = leaf.oid AND conname = '{_CLOSING}')
+    FROM pg_inherits JOIN pg_class AS leaf ON leaf.oid = inhrelid
+    WHERE inhparent = to_regclass(:partition)
+    """  # noqa: S608 - constants of this module
+)
+_TRY_LOCK = text("SELECT pg_try_advisory_lock(:class, :model_id)")
+_UNLOCK = text("SELECT pg_advisory_unlock(:class, :model_id)")
+_SHARE_LOCK = text("SELECT pg_advisory_lock_shared(:class, :model_id)")
+_DIMENSIONS = text("SELECT dimensions FROM embedding_models WHERE id = :model_id").bindparams(
+    bindparam("model_id", type_=Integer)
+)
+_LAST_CHUNK_ID = text(
+    "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('chunks', 'id')::regclass), 0)"
+)
+_BUILD_SETTINGS = text(
+    """
+    SELECT set_config('statement_timeout', '0', false),
+      set_config('maintenance_work_mem', '512MB', false),
+      set_config('max_parallel_maintenance_workers', '2', false)
+    """
+)

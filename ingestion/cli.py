@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from app.telemetry import configure_logging
 if TYPE_CHECKING:
     from ingestion.pipeline import Tools
     from ingestion.runner import Order, Report
+    from ingestion.verification import Verdict
 
 SOME_FAILED = 1
 WRONG_USE = 2
@@ -115,6 +117,67 @@ def worker(
     else:
         with ready_database(settings) as url:
             asyncio.run(run_worker(settings, url, concurrency=concurrency))
+
+
+@app.command()
+def verify(
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="Only this one.", metavar="NAME")
+    ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every original, and embed a sample again.")
+    ] = False,
+    sample: Annotated[
+        int, typer.Option(min=1, help="With --deep: how many passages are embedded again.")
+    ] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Prove that counts, offsets, postings and vectors agree with the documents.
+
+    Reads one snapshot while the service goes on. Exit codes: 0 all is sound, 1 something is not
+    (each finding named), 2 wrong use or no service.
+    """
+    from app.db.schema import ready_database  # noqa: PLC0415 - heavy, and not for every command
+    from ingestion.verification import is_sound  # noqa: PLC0415 - heavy, as above
+
+    settings = load_settings(log_level="warning")
+    configure_logging(settings)
+    with ready_database(settings) as url:
+        verdicts = asyncio.run(_verified(settings, url, collection, deep=deep, sample_count=sample))
+    if as_json:
+        typer.echo(json.dumps({"collections": [asdict(one) for one in verdicts]}))
+    for one in () if as_json else verdicts:
+        for problem in one.problems:
+            typer.echo(f"{one.collection}: {problem}", err=True)
+        typer.echo(
+            f"{one.collection}: documents {one.documents}, passages {one.chunks}, "
+            f"vectors {one.vectors}, postings {one.postings}, "
+            + (f"originals {one.originals}, embedded again {one.embedded_again}, " if deep else "")
+            + f"problems {one.problems_count}"
+        )
+    raise typer.Exit(0 if is_sound(verdicts) else SOME_FAILED)
+
+
+async def _verified(
+    settings: Settings, url: str, collection: str | None, *, deep: bool, sample_count: int
+) -> "list[Verdict]":
+    from app.access import DEFAULT_TENANT_ID  # noqa: PLC0415 - not for every command
+    from app.db.session import open_engine  # noqa: PLC0415 - heavy, and not for every command
+    from app.embedding.loading import open_embedder  # noqa: PLC0415 - heavy, as above
+    from ingestion.verification import verify as examine  # noqa: PLC0415 - heavy, as above
+
+    engine = open_engine(settings, url, pool_size=1)
+    try:
+        return await examine(
+            engine,
+            DEFAULT_TENANT_ID,
+            collection,
+            deep=deep,
+            embedder=open_embedder(settings) if deep else None,
+            sample_count=sample_count,
+        )
+    finally:
+        await engine.dispose()
 
 
 def main() -> None:

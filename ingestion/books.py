@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.access import DEFAULT_TENANT_ID
 from app.db.collection_settings import DEFAULTS
 from app.db.collections import StoredCollection, ensure_collection, find_collection
-from app.db.documents import SourceState, delete_document, list_sources, note_unchanged
+from app.db.documents import Sighting, SourceState, delete_document, list_sources, note_unchanged
 from app.db.postings import merge_postings
 from app.db.transactions import translated_errors
 from app.db.vector_partitions import ensure_index
@@ -82,7 +82,7 @@ class _Collection:
         self.pipeline_digest = tools.digest(shelf.settings)
         self._shelf = shelf
         self._tools = tools
-        self._notes: list[tuple[UUID, int | None, str | None]] = []
+        self._notes: list[Sighting] = []
 
     async def known(self, paths: Sequence[Path]) -> dict[str, SourceState]:
         return await _known(self._shelf, self._tools, paths)
@@ -91,7 +91,7 @@ class _Collection:
         async def write(connection: AsyncConnection, version: NewVersion) -> Change:
             return await write_file(connection, self._shelf, file, version)
 
-        original = Original(printable(Path(file.path.name)), file.sha256, file.content)
+        original = Original(file.name, file.sha256, file.content)
         return await process(original, self._shelf, self._tools, write)
 
     async def restore(self, file: SourceFile) -> None:
@@ -111,7 +111,7 @@ class _Collection:
         reach("folder.document_deleted")
 
     async def note(self, document_id: UUID, changed_ns: int | None, root: str | None) -> None:
-        self._notes.append((document_id, changed_ns, root))
+        self._notes.append(Sighting(document_id, changed_ns, None, root))
         if len(self._notes) >= NOTES_AT_ONCE:
             await self.write_notes()
 
@@ -170,7 +170,7 @@ def source_of(
     file: FoundFile, state: SourceState | None, found: FileContent | None = None
 ) -> SourceFile:
     return SourceFile(
-        path=file.path,
+        name=printable(Path(file.path.name)),
         uri=file.uri,
         root=file.root.as_uri() if file.root else None,
         size_bytes=len(found.content) if found else file.size_bytes,

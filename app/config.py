@@ -7,6 +7,7 @@ defaults below. In the YAML files `${VAR}` and `${VAR:-default}` are expanded.
 import os
 import re
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,6 +123,19 @@ class Settings(BaseSettings):
     # chunking
     chunk_tokens: Annotated[int, Field(ge=16)] = 200
 
+    # sources beyond folders
+    source_allow_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    source_contact: Annotated[str, Field(pattern=r"^[!-~ ]*$", max_length=200)] = ""
+    source_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    source_pause_seconds: Annotated[float, Field(ge=0)] = 0.1
+    sitemap_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    sitemap_max_urls: Annotated[int, Field(ge=1)] = 50_000
+    bucket_max_objects: Annotated[int, Field(ge=1)] = 1_000_000
+    s3_endpoint: str = ""
+    s3_region: str = ""
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+
     # generation
     generation_connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     generation_first_token_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -149,9 +163,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _EnvironmentFile(settings_cls)
 
-    @field_validator("ollama_urls", mode="before")
+    @field_validator("ollama_urls", "source_allow_networks", "sitemap_hosts", mode="before")
     @classmethod
-    def _split_urls(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value

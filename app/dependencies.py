@@ -10,6 +10,8 @@ from app.config import Settings
 from app.conversations.memory import Memory
 from app.documents.duplicates import Duplicates
 from app.documents.library import Library
+from app.documents.overview import Overlook
+from app.documents.queue import Queue
 from app.errors import Unauthenticated
 from app.resources import Resources
 from app.search.base import Searcher
@@ -48,6 +50,14 @@ async def _duplicates(resources: ResourcesDep) -> Duplicates:
     return resources.duplicates
 
 
+async def _queue(resources: ResourcesDep) -> Queue:
+    return resources.queue
+
+
+async def _overlook(resources: ResourcesDep) -> Overlook:
+    return resources.overlook
+
+
 async def _searcher(resources: ResourcesDep) -> Searcher:
     return resources.searcher
 
@@ -69,6 +79,8 @@ VisitorDep = Annotated[Caller | None, Depends(_visitor)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 LibraryDep = Annotated[Library, Depends(_library)]
 DuplicatesDep = Annotated[Duplicates, Depends(_duplicates)]
+QueueDep = Annotated[Queue, Depends(_queue)]
+OverlookDep = Annotated[Overlook, Depends(_overlook)]
 SearcherDep = Annotated[Searcher, Depends(_searcher)]
 AnswererDep = Annotated[Answerer, Depends(_answerer)]
 MemoryDep = Annotated[Memory, Depends(_memory)]

@@ -6,25 +6,25 @@ kept out by the document's claim, not here.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from time import monotonic
-from typing import Any, cast
+from itertools import groupby
+from typing import Any
 from uuid import UUID
 
 import structlog
 from procrastinate import App, BaseRetryStrategy, JobContext, PsycopgConnector, RetryDecision
 from procrastinate.exceptions import ConnectorException, JobAborted
+from procrastinate.job_context import AbortReason
 from procrastinate.jobs import Job
 from procrastinate.worker import Worker
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from app.db.models.documents import DocumentStatus
+from app.db.queue import BACKLOG, WAKE, WORKERS, Priority, lock_lost, next_places, queue_again
 from app.db.session import libpq_url
 from app.db.transactions import translated_errors
 from app.errors import DatabaseUnavailable
@@ -34,37 +34,18 @@ log = structlog.get_logger(__name__)
 QUEUE = "documents"
 TASK = "process_document"
 
-UPLOAD_PRIORITY = 10
-"""Somebody waits for an upload; whatever the service starts by itself comes after it."""
-REPAIR_PRIORITY = 0
-
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 20.0
+WORKER_SHOWN_SECONDS = 300.0
 POLL_SECONDS = 5.0
 DRAIN_SECONDS = 30.0
 RECONNECT_SECONDS = 5.0
-EVENT_POLL_SECONDS = 0.5
-EVENTS_MAX_SECONDS = 3600.0
 KEEP_FINISHED_HOURS = 72
+LOST_AT_ONCE = 500
 
 Process = Callable[[UUID, int], Awaitable[bool]]
 """Works on a document, attempt 1 first. True: done, or not needed any more. False: failed for
 good. Raises RetryLater to be called again."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """How far a document's processing is. `attempts` counts those that have begun."""
-
-    id: int
-    status: DocumentStatus
-    document_id: UUID
-    attempts: int
-    reason: str | None
-
-    @property
-    def is_final(self) -> bool:
-        return self.status in ("ready", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +59,18 @@ class Backlog:
     processing: int
     oldest_seconds: float
     workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class LivingWorker:
+    """A worker process, and how long ago it last gave a sign of life."""
+
+    id: int
+    heartbeat_age_seconds: float
+
+    @property
+    def is_alive(self) -> bool:
+        return self.heartbeat_age_seconds <= DEAD_AFTER_SECONDS
 
 
 class RetryLater(Exception):
@@ -129,45 +122,67 @@ class Jobs:
         connection: AsyncConnection | AsyncSession,
         document_id: UUID,
         *,
-        priority: int = UPLOAD_PRIORITY,
+        priority: Priority = "interactive",
     ) -> int:
         """The id of a new job, which exists once the connection's transaction commits."""
+        return (await self.defer_documents(connection, [document_id], priority=priority))[0]
+
+    async def defer_documents(
+        self,
+        connection: AsyncConnection | AsyncSession,
+        document_ids: Sequence[UUID],
+        *,
+        priority: Priority,
+    ) -> list[int]:
+        """The ids of new jobs for documents of one collection, which stand in its line."""
         if isinstance(connection, AsyncSession):
             connection = await connection.connection()
+        places = await next_places(connection, document_ids[0], priority, len(document_ids))
+        jobs = [
+            self._app.configure_task(TASK, queue=QUEUE, priority=place).make_new_job(
+                document_id=str(document_id)
+            )
+            for document_id, place in zip(document_ids, places, strict=True)
+        ]
         raw = await connection.get_raw_connection()
-        job = self._app.configure_task(
-            TASK, queue=QUEUE, priority=priority, connection=raw.driver_connection
+        deferred = await self._app.job_manager.batch_defer_jobs_async(
+            jobs, connection=raw.driver_connection
         )
-        return await job.defer_async(document_id=str(document_id))
+        return [job.id for job in deferred if job.id is not None]
 
-    async def status(self, job_id: int) -> JobState | None:
-        """None when there is no such job (any more)."""
-        rows = await self._query(_STATUS, job_id=job_id)
-        return _state(rows[0]) if rows else None
+    async def requeue(
+        self,
+        connection: AsyncConnection,
+        documents: Sequence[tuple[UUID, int]],
+        *,
+        priority: Priority,
+    ) -> None:
+        """Give documents, each with the id of its collection, new jobs; the caller holds them."""
+        for _, line in groupby(documents, key=lambda document: document[1]):
+            document_ids = [document_id for document_id, _ in line]
+            job_ids = await self.defer_documents(connection, document_ids, priority=priority)
+            await queue_again(connection, document_ids, job_ids)
 
-    async def events(self, job_id: int) -> AsyncIterator[JobState]:
-        """The state now and whenever it changes, the final one last.
+    async def cancel(self, connection: AsyncConnection, job_id: int) -> None:
+        """Keep a job from being taken, and stop the worker that has it.
 
-        Ends early when the job is removed, or after an hour. No connection is held in between.
+        What that one may still write, the document's claim has to keep out.
         """
-        deadline = monotonic() + EVENTS_MAX_SECONDS
-        last: JobState | None = None
-        while monotonic() < deadline:
-            state = await self.status(job_id)
-            if state is None:
-                return
-            if state != last:
-                yield state
-            if state.is_final:
-                return
-            last = state
-            await asyncio.sleep(EVENT_POLL_SECONDS)
+        raw = await connection.get_raw_connection()
+        await self._app.job_manager.cancel_job_by_id_async(
+            job_id, abort=True, connection=raw.driver_connection
+        )
 
     async def backlog(self) -> Backlog:
-        row = (await self._query(_BACKLOG, alive_seconds=DEAD_AFTER_SECONDS))[0]
+        row = (await self._query(BACKLOG, alive_seconds=DEAD_AFTER_SECONDS))[0]
         return Backlog(
             row["queued"], row["processing"], float(row["oldest_seconds"]), row["workers"]
         )
+
+    async def workers(self) -> list[LivingWorker]:
+        """Those that gave a sign of life within the last minutes, the oldest worker first."""
+        rows = await self._query(WORKERS, within_seconds=WORKER_SHOWN_SECONDS)
+        return [LivingWorker(row["id"], float(row["heartbeat_age_seconds"])) for row in rows]
 
     # --- the worker's side ------------------------------------------------------------------------
 
@@ -194,15 +209,22 @@ class Jobs:
             worker.stop()
             with _translated():
                 await running
+            # What was put back is for another worker, and nothing else tells it so.
+            await self._wake()
         finally:
             stopping.cancel()
             running.cancel()
 
     async def _process_document(self, context: JobContext, document_id: str) -> None:
-        if not await self._process(UUID(document_id), context.job.attempts + 1):
-            # Procrastinate's quiet way to end a job without success: the document has the
-            # reason, and a trace of the worker's stack would explain nothing.
-            raise JobAborted
+        # JobAborted is procrastinate's quiet way to end a job without success: the document has
+        # the reason, and a trace of the worker's stack would explain nothing.
+        try:
+            if not await self._process(UUID(document_id), context.job.attempts + 1):
+                raise JobAborted
+        except asyncio.CancelledError:
+            if context.abort_reason() is AbortReason.USER_REQUEST:
+                raise JobAborted from None
+            raise
 
     async def rescue_stalled(self) -> int:
         """Put jobs of workers without a heartbeat back into the queue; how many."""
@@ -220,18 +242,17 @@ class Jobs:
             else:
                 rescued += 1
                 log.warning("stalled_job_rescued", job=job.id, attempts=job.attempts + 1)
+        if rescued:
+            await self._wake()
         return rescued
 
     async def requeue_lost(self, engine: AsyncEngine) -> int:
         """Give every document that waits for a job which is not there a new one; how many."""
         async with engine.begin() as connection:
-            lost = (await connection.execute(_LOST)).scalars().all()
-            for document_id in lost:
-                job_id = await self.defer_document(
-                    connection, document_id, priority=REPAIR_PRIORITY
-                )
-                await connection.execute(_SET_JOB, {"document_id": document_id, "job_id": job_id})
-                log.warning("lost_document_requeued", document=str(document_id), job=job_id)
+            lost = await lock_lost(connection, LOST_AT_ONCE)
+            await self.requeue(connection, lost, priority="background")
+        if lost:
+            log.warning("lost_documents_requeued", count=len(lost), first=str(lost[0][0]))
         return len(lost)
 
     async def delete_finished(self) -> None:
@@ -244,6 +265,10 @@ class Jobs:
                 include_cancelled=True,
                 include_aborted=True,
             )
+
+    async def _wake(self) -> None:
+        """Have idle workers look for jobs now, not when they poll the next time."""
+        await self._query(WAKE, queue=QUEUE)
 
     async def _query(self, query: Any, **values: Any) -> list[DictRow]:
         with _translated():
@@ -268,58 +293,3 @@ def _translated() -> Generator[None]:
             yield
     except (ConnectorException, PoolTimeout) as error:
         raise DatabaseUnavailable from error
-
-
-def _state(row: DictRow) -> JobState:
-    # The document knows best, as long as this is its latest job.
-    status = cast(
-        "DocumentStatus",
-        row["document_status"] if row["is_latest"] else _STATUS_OF_JOB[row["job_status"]],
-    )
-    begun = row["attempts"] + (row["job_status"] == "doing")
-    reason = row["reason"] if row["is_latest"] else None
-    return JobState(row["id"], status, UUID(row["document_id"]), begun, reason)
-
-
-_STATUS_OF_JOB: dict[str, DocumentStatus] = {
-    "todo": "queued",
-    "doing": "processing",
-    "succeeded": "ready",
-    "failed": "failed",
-    "cancelled": "failed",
-    "aborting": "failed",
-    "aborted": "failed",
-}
-
-_STATUS = """
-    SELECT j.id, j.status AS job_status, j.attempts, j.args ->> 'document_id' AS document_id,
-      d.status AS document_status, d.reason, coalesce(d.job_id = j.id, false) AS is_latest
-    FROM procrastinate_jobs AS j
-    LEFT JOIN documents AS d ON d.id = (j.args ->> 'document_id')::uuid
-    WHERE j.id = %(job_id)s AND j.task_name = 'process_document'
-"""
-_BACKLOG = """
-    SELECT count(*) FILTER (WHERE status = 'queued') AS queued,
-      count(*) FILTER (WHERE status = 'processing') AS processing,
-      coalesce(extract(epoch FROM now() - min(status_at) FILTER (WHERE status = 'queued')), 0)
-        AS oldest_seconds,
-      (SELECT count(*) FROM procrastinate_workers
-        WHERE last_heartbeat > now() - make_interval(secs => %(alive_seconds)s)) AS workers
-    FROM documents WHERE status IN ('queued', 'processing')
-"""
-_LOST = text(
-    """
-    SELECT d.id FROM documents AS d
-    WHERE d.status IN ('queued', 'processing') AND d.status_at < now() - interval '1 minute'
-      AND NOT EXISTS (
-        SELECT 1 FROM procrastinate_jobs AS j
-        WHERE j.id = d.job_id AND j.status IN ('todo', 'doing'))
-    ORDER BY d.id LIMIT 500 FOR UPDATE OF d SKIP LOCKED
-    """
-)
-_SET_JOB = text(
-    """
-    UPDATE documents SET job_id = :job_id, status = 'queued', claim = NULL, status_at = now()
-    WHERE id = :document_id
-    """
-)

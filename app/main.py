@@ -11,6 +11,7 @@ from app.api import (
     documents,
     duplicates,
     health,
+    jobs,
     operations,
     problems,
     search,
@@ -67,6 +68,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(collections.router)
     app.include_router(documents.router)
     app.include_router(duplicates.router)
+    app.include_router(jobs.router)
     app.include_router(search.router)
     app.include_router(chat.router)
     app.include_router(health.router)

@@ -21,6 +21,8 @@ from app.db.session import WRITERS_IDLE_SECONDS, Sessions, open_engine, open_ses
 from app.db.snapshot import Snapshots
 from app.documents.duplicates import Duplicates
 from app.documents.library import Library
+from app.documents.overview import Overlook
+from app.documents.queue import Queue
 from app.embedding.loading import open_embedder, usable_cores
 from app.embedding.query import QueryEmbedder
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
@@ -90,6 +92,8 @@ class Resources:
     jobs: Jobs
     library: Library
     duplicates: Duplicates
+    queue: Queue
+    overlook: Overlook
     query_embedder: QueryEmbedder
     searcher: Searcher
     chat_model: GenerationPool | None
@@ -150,6 +154,8 @@ async def open_resources(
             keyring=keyring,
             jobs=jobs,
             duplicates=Duplicates(sessions),
+            queue=Queue(sessions, jobs, settings),
+            overlook=Overlook(sessions, jobs),
             library=Library(sessions, jobs, settings, query_embedder.embedder),
             query_embedder=query_embedder,
             searcher=searcher,

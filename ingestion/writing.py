@@ -226,10 +226,11 @@ async def claim_document(
 ) -> Claim | None:
     """The right to process the document, with its original, taken from whoever had it before.
 
-    None when there is nothing to do: it is gone, or what is wanted serves already.
+    None when there is nothing to do: it is gone, was cancelled or given up, or what is wanted
+    serves already.
     """
     document = await lock_document(connection, document_id)
-    if document is None or document.blob_sha256 is None:
+    if document is None or document.blob_sha256 is None or document.status == "failed":
         return None
     found = await connection.execute(_SHELF, {"collection_id": document.collection_id})
     model_id, settings = found.one()

@@ -1,32 +1,24 @@
-"""Documents: sent, listed, read, deleted; and the jobs that process them."""
+"""Documents: sent, listed, read, deleted."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter, Form, Header, Path, Query, Request, Response
-from sse_starlette import ServerSentEvent
+from fastapi import APIRouter, Form, Header, Query, Response
 
 from app.api.bodies import BodyRoute, read_json
 from app.api.collections import removal
-from app.api.events import event, event_stream
 from app.api.problems import DOCUMENTED
 from app.api.schemas import (
     Accepted,
     DocumentInfo,
     DocumentPage,
     DocumentQuery,
-    JobInfo,
     Removal,
     UploadForm,
 )
-from app.dependencies import CallerDep, LibraryDep, ResourcesDep, SettingsDep
+from app.dependencies import CallerDep, LibraryDep, ResourcesDep
 from app.documents.records import DocumentRecord, Upload
-from app.errors import NotFound
-from app.jobs import JobState
-
-MAX_JOB_ID = 2**63 - 1
 
 router = APIRouter(
     route_class=BodyRoute,
@@ -34,8 +26,6 @@ router = APIRouter(
     responses=DOCUMENTED,
     form_limits={"max_files": 1, "max_fields": 200, "max_part_size": 128 * 1024},
 )
-
-JobId = Annotated[int, Path(ge=1, le=MAX_JOB_ID)]
 
 
 @router.post("/api/documents", status_code=202)
@@ -58,6 +48,8 @@ async def upload_document(
                 collection=form.collection,
                 metadata=metadata,
                 groups=form.groups,
+                media_type=form.file.content_type,
+                priority=form.priority,
             ),
             idempotency_key=idempotency_key,
         )
@@ -111,49 +103,6 @@ async def read_original(document_id: UUID, caller: CallerDep, library: LibraryDe
 async def delete_document(document_id: UUID, caller: CallerDep, library: LibraryDep) -> Removal:
     """Delete text, vectors, postings and original at once."""
     return removal(await library.delete(caller, document_id))
-
-
-@router.get("/api/jobs/{job_id}", tags=["jobs"])
-async def read_job(job_id: JobId, caller: CallerDep, library: LibraryDep) -> JobInfo:
-    return _job_info(await library.job(caller, job_id))
-
-
-@router.get(
-    "/api/jobs/{job_id}/events",
-    tags=["jobs"],
-    response_class=Response,
-    responses={
-        200: {
-            "description": "`progress` whenever the job changes, `done` when it has ended",
-            "content": {"text/event-stream": {}},
-        }
-    },
-)
-async def follow_job(
-    job_id: JobId, request: Request, caller: CallerDep, library: LibraryDep, settings: SettingsDep
-) -> Response:
-    states = library.job_events(caller, job_id)
-    return await event_stream(
-        request, _progress(states), grace_seconds=settings.shutdown_grace_seconds
-    )
-
-
-async def _progress(states: AsyncIterator[JobState]) -> AsyncGenerator[ServerSentEvent]:
-    async for state in states:
-        yield event("done" if state.is_final else "progress", _job_info(state))
-        if state.is_final:
-            return
-    raise NotFound("The job was removed, or takes longer than anybody should wait.")
-
-
-def _job_info(state: JobState) -> JobInfo:
-    return JobInfo(
-        id=state.id,
-        status=state.status,
-        document_id=state.document_id,
-        attempts=state.attempts,
-        reason=state.reason,
-    )
 
 
 def _document_info(record: DocumentRecord) -> DocumentInfo:

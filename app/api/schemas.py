@@ -111,12 +111,19 @@ class CollectionList(BaseModel):
 
 
 class Removal(BaseModel):
-    """What a deletion removed. `bytes` counts originals that nothing else needs."""
+    """The receipt of a deletion, committed when it is given.
+
+    `postings` are entries of the keyword index. `originals` are those that nothing else needs, and
+    `bytes` theirs.
+    """
 
     documents: int
     chunks: int
     vectors: int
+    postings: int
+    originals: int
     bytes: int
+    deleted_at: datetime
 
 
 class UploadForm(Wire):
@@ -129,6 +136,10 @@ class UploadForm(Wire):
         list[Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS)]],
         Field(description="Access groups that may see it; none: the whole tenant.", max_length=100),
     ] = Field(default=[])
+    priority: Annotated[
+        Literal["interactive", "bulk"],
+        Field(description="`bulk` for one of many: it waits until nobody waits for another."),
+    ] = "interactive"
 
 
 DocumentStatus = Literal["queued", "processing", "ready", "failed"]
@@ -174,16 +185,6 @@ class DocumentPage(BaseModel):
 
     documents: list[DocumentInfo]
     next_cursor: str | None
-
-
-class JobInfo(BaseModel):
-    """How far a document's processing is; `attempts` counts those that have begun."""
-
-    id: int
-    status: DocumentStatus
-    document_id: UUID
-    attempts: int
-    reason: str | None
 
 
 # --- search ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ last. So writers of one document follow each other, and the collection's row is 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -152,11 +152,11 @@ async def set_status(
     reason: str | None = None,
     **values: Any,
 ) -> None:
-    """Change the status, and whatever columns change with it."""
+    """Change the status, and whatever columns change with it; progress was that of the old one."""
     await connection.execute(
         update(Document)
         .where(Document.id == document_id)
-        .values(status=status, reason=reason, status_at=func.now(), **values)
+        .values(status=status, reason=reason, status_at=func.now(), progress=None, **values)
     )
 
 
@@ -187,7 +187,7 @@ async def remove_version(
     connection: AsyncConnection, collection_id: int, version: StoredVersion
 ) -> Removed:
     """Take a version out of the index; the caller counts the change."""
-    await remove_postings(
+    postings_count = await remove_postings(
         connection,
         collection_id,
         version.terms,
@@ -202,7 +202,7 @@ async def remove_version(
     vectors = await connection.execute(_DELETE_VECTORS, scope)
     chunks = await connection.execute(_DELETE_CHUNKS, {"version_id": version.id})
     await connection.execute(_DELETE_VERSION, {"version_id": version.id})
-    return Removed(chunks=chunks.rowcount, vectors=vectors.rowcount, terms=version.terms_count)
+    return Removed(chunks=chunks.rowcount, vectors=vectors.rowcount, postings=postings_count)
 
 
 async def delete_document(connection: AsyncConnection, document_id: UUID) -> Removed | None:
@@ -223,7 +223,7 @@ async def delete_document(connection: AsyncConnection, document_id: UUID) -> Rem
         removed = await remove_version(connection, collection_id, version)
         reach("delete.version_removed")
     await connection.execute(_DELETE_DOCUMENT, {"document_id": document_id})
-    freed_bytes = await drop_unused_blobs(
+    freed = await drop_unused_blobs(
         connection,
         document.tenant_id,
         [document.blob_sha256, version.blob_sha256 if version else None],
@@ -237,7 +237,7 @@ async def delete_document(connection: AsyncConnection, document_id: UUID) -> Rem
             terms=-version.terms_count,
         )
     reach("delete.before_commit")
-    return Removed(1, removed.chunks, removed.vectors, freed_bytes, removed.terms)
+    return replace(removed, documents=1, originals=freed.count, bytes=freed.bytes)
 
 
 # --- the statements -------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import mimetypes
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -38,6 +38,7 @@ from app.db.models import Collection, Document
 from app.db.session import Sessions
 from app.db.transactions import in_transaction
 from app.db.vectors import register_model
+from app.documents.contents import check_content
 from app.documents.records import (
     Accepted,
     CollectionRecord,
@@ -57,7 +58,7 @@ from app.documents.records import (
 from app.documents.visibility import DOCUMENTS, may_enter, may_see, parsed_text, visible
 from app.errors import BodyTooLarge, Conflict, Forbidden, InvalidInput, NotFound
 from app.failpoints import reach
-from app.jobs import Jobs, JobState
+from app.jobs import Jobs
 
 UPLOAD_ROOT = "upload:///"
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
@@ -118,8 +119,8 @@ class Library:
 
         A file of the same name in the same collection is replaced, and goes on serving until the
         new one is ready. With an idempotency key, a repeat of the same request gets the first
-        one's reply and changes nothing. Raises InvalidInput, BodyTooLarge, NotFound, Forbidden,
-        Conflict or IdempotencyMismatch.
+        one's reply and changes nothing. Raises InvalidInput, BodyTooLarge, UnsupportedMedia,
+        NotFound, Forbidden, Conflict or IdempotencyMismatch.
         """
         filename = plain_filename(upload.filename)
         metadata = checked_metadata(upload.metadata)
@@ -136,12 +137,10 @@ class Library:
                 f"{self._settings.max_upload_bytes} are allowed."
             )
         reach("upload.body_read")
+        check_content(filename, upload.content, upload.media_type)
         sha256 = await asyncio.to_thread(_sha256, upload.content)
-        request_digest = _sha256(
-            json.dumps(
-                [upload.collection, filename, sha256.hex(), metadata, groups], sort_keys=True
-            ).encode()
-        )
+        request = [upload.collection, filename, sha256.hex(), metadata, groups, upload.priority]
+        request_digest = _sha256(json.dumps(request, sort_keys=True).encode())
 
         async def work(connection: AsyncConnection) -> Accepted:
             if idempotency_key is not None:
@@ -209,7 +208,9 @@ class Library:
         else:
             # The old text goes on being found as it was described.
             values = {"pending": described}
-        job_id = await self._jobs.defer_document(connection, document.id)
+        job_id = await self._jobs.defer_document(
+            connection, document.id, priority=upload.priority
+        )
         reach("upload.job_deferred")
         await set_status(
             connection,
@@ -323,25 +324,6 @@ class Library:
             )
 
         return await in_transaction(self._begin, work)
-
-    # --- jobs -------------------------------------------------------------------------------------
-
-    async def job(self, caller: Caller, job_id: int) -> JobState:
-        """The state of a job on a document that the caller may see; else raises NotFound."""
-        state = await self._jobs.status(job_id)
-        try:
-            if state is not None:
-                await self.get(caller, state.document_id)
-                return state
-        except NotFound:
-            pass  # a job of somebody else is told from none at all by nothing
-        raise NotFound("There is no such job.")
-
-    async def job_events(self, caller: Caller, job_id: int) -> AsyncIterator[JobState]:
-        """The state of the job now, and whenever it changes; raises NotFound before the first."""
-        await self.job(caller, job_id)
-        async for state in self._jobs.events(job_id):
-            yield state
 
     # --- helpers ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 from uuid import UUID
 
 from app.db.models.documents import DocumentStatus
+from app.db.queue import Priority
 from app.errors import InvalidInput
 
 MAX_NAME_CHARS = 200
@@ -54,13 +55,18 @@ class CollectionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file as a caller sent it. `metadata` must be a JSON object; no groups: the whole tenant."""
+    """A file as a caller sent it. `metadata` must be a JSON object; no groups: the whole tenant.
+
+    `media_type` is what the caller declared it to be, if anything.
+    """
 
     filename: str
     content: bytes
     collection: str = "default"
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     groups: Sequence[str] = ()
+    media_type: str | None = None
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,16 @@ def may_see(caller: Caller, groups: Sequence[str]) -> bool:
 
 def visible(caller: Caller) -> list[ColumnElement[bool]]:
     """The conditions that every query for documents carries."""
-    conditions = [Document.tenant_id == caller.tenant_id]
+    return [Document.tenant_id == caller.tenant_id, *_limits(caller)]
+
+
+def countable(caller: Caller) -> list[ColumnElement[bool]]:
+    """The same for queries that only count: where no group limits them, an index is enough."""
+    return [Collection.tenant_id == caller.tenant_id, *_limits(caller)]
+
+
+def _limits(caller: Caller) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
     if caller.collections is not None:
         conditions.append(Collection.name.in_(caller.collections))
     if caller.groups is not None:

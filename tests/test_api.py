@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -249,7 +250,16 @@ async def test_deleting_says_what_is_gone(service: Service) -> None:
     accepted = await upload(service, "a.txt", b"Seven b")
     path = f"/api/documents/{accepted['document_id']}"
     gone = await service.client.delete(path)
-    assert gone.json() == {"documents": 1, "chunks": 0, "vectors": 0, "bytes": 7}
+    receipt = gone.json()
+    assert datetime.fromisoformat(receipt.pop("deleted_at")).tzinfo is not None
+    assert receipt == {
+        "documents": 1,
+        "chunks": 0,
+        "vectors": 0,
+        "postings": 0,
+        "originals": 1,
+        "bytes": 7,
+    }
     assert (await service.client.get(path)).status_code == 404
     assert (await service.client.delete(path)).status_code == 404
 

@@ -1,5 +1,6 @@
 """Collections: made, listed, deleted."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -40,7 +41,10 @@ def removal(removed: Removed) -> Removal:
         documents=removed.documents,
         chunks=removed.chunks,
         vectors=removed.vectors,
+        postings=removed.postings,
+        originals=removed.originals,
         bytes=removed.bytes,
+        deleted_at=datetime.now(UTC),
     )
 
 

@@ -158,11 +158,11 @@ def list_duplicates(
     )
 
 
-def _report_removal(removal: dict[str, int], as_json: bool) -> None:
+def _report_removal(removal: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(removal)
         return
-    counts = ", ".join(f"{count:,} {what}" for what, count in removal.items())
+    counts = ", ".join(f"{n:,} {what}" for what, n in removal.items() if isinstance(n, int))
     console().print(f"Deleted: {counts}.")
 
 

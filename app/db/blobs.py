@@ -1,11 +1,19 @@
 """The SQL of originals: stored once per tenant, gone with the last document that needs them."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import LargeBinary
+
+
+class Freed(NamedTuple):
+    """How many originals were dropped, and their bytes."""
+
+    originals: int = 0
+    bytes: int = 0
 
 
 async def store_blob(
@@ -24,14 +32,15 @@ async def read_blob(connection: AsyncConnection, tenant_id: int, sha256: bytes) 
 
 async def drop_unused_blobs(
     connection: AsyncConnection, tenant_id: int, hashes: Iterable[bytes | None]
-) -> int:
-    """Drop those originals that no document and no version needs; the bytes that this frees."""
+) -> Freed:
+    """Drop those originals that no document and no version needs."""
     scope = {"tenant_id": tenant_id, "hashes": sorted({sha for sha in hashes if sha is not None})}
     if not scope["hashes"]:
-        return 0
+        return Freed()
     # Two statements: the second has to see the documents of those who held a blob until now.
     await connection.execute(_LOCK, scope)
-    return int((await connection.execute(_DROP, scope)).scalar_one())
+    originals, freed_bytes = (await connection.execute(_DROP, scope)).one()
+    return Freed(originals, int(freed_bytes))
 
 
 _HASHES = bindparam("hashes", type_=ARRAY(LargeBinary))
@@ -64,6 +73,6 @@ _DROP = text(
           WHERE v.tenant_id = b.tenant_id AND v.blob_sha256 = b.sha256)
       RETURNING b.size_bytes
     )
-    SELECT coalesce(sum(size_bytes), 0) FROM dropped
+    SELECT count(*), coalesce(sum(size_bytes), 0) FROM dropped
     """
 ).bindparams(_HASHES)

@@ -47,13 +47,18 @@ class StoredCollection:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What a deletion took away; `bytes` are those of the originals."""
+    """What a deletion took away.
+
+    `postings` are entries of the keyword index. `originals` are those that nothing else needs, and
+    `bytes` theirs.
+    """
 
     documents: int = 0
     chunks: int = 0
     vectors: int = 0
+    postings: int = 0
+    originals: int = 0
     bytes: int = 0
-    terms: int = 0
 
 
 def check_name(name: str) -> str:
@@ -146,14 +151,21 @@ async def delete_collection(connection: AsyncConnection, collection: StoredColle
     await connection.execute(_ALONE, {"class": _LOCK_CLASS, **scope})
     if (await connection.execute(_LOCK_ROW, scope)).scalar() is None:
         return Removed()
-    await remove_all_postings(connection, collection.id)
+    postings_count = await remove_all_postings(connection, collection.id)
     vectors = await connection.execute(_DELETE_VECTORS, scope)
     chunks = await connection.execute(_DELETE_CHUNKS, scope)
     originals = (await connection.execute(_ORIGINALS, scope)).scalars().all()
     documents = await connection.execute(_DELETE_DOCUMENTS, scope)
-    freed_bytes = await drop_unused_blobs(connection, collection.tenant_id, originals)
+    freed = await drop_unused_blobs(connection, collection.tenant_id, originals)
     await connection.execute(_DELETE, scope)
-    return Removed(documents.rowcount, chunks.rowcount, vectors.rowcount, freed_bytes)
+    return Removed(
+        documents=documents.rowcount,
+        chunks=chunks.rowcount,
+        vectors=vectors.rowcount,
+        postings=postings_count,
+        originals=freed.originals,
+        bytes=freed.bytes,
+    )
 
 
 def _stored(row: Any) -> StoredCollection:

@@ -133,11 +133,11 @@ async def lock_document_at(
 
 
 async def list_sources(
-    connection: AsyncConnection, collection_id: int, uri_prefix: str
+    connection: AsyncConnection, collection_id: int, uri_prefixes: Sequence[str]
 ) -> list[SourceState]:
-    """The documents whose URI begins like this."""
+    """The documents whose URI begins like one of these, each once."""
     rows = await connection.execute(
-        _SOURCES, {"collection_id": collection_id, "uri_prefix": uri_prefix}
+        _SOURCES, {"collection_id": collection_id, "uri_prefixes": list(uri_prefixes)}
     )
     return [SourceState(*row) for row in rows]
 
@@ -237,7 +237,7 @@ async def delete_document(connection: AsyncConnection, document_id: UUID) -> Rem
             terms=-version.terms_count,
         )
     reach("delete.before_commit")
-    return replace(removed, documents=1, originals=freed.count, bytes=freed.bytes)
+    return replace(removed, documents=1, originals=freed.originals, bytes=freed.bytes)
 
 
 # --- the statements -------------------------------------------------------------------------------
@@ -277,7 +277,8 @@ _SOURCES = text(
     SELECT d.id, d.uri, d.root, d.size_bytes, d.modified_ns, d.source_tag, d.status, d.reason,
       d.pipeline_digest, v.id, v.blob_sha256, v.pipeline_digest
     FROM documents AS d LEFT JOIN document_versions AS v ON v.id = d.current_version_id
-    WHERE d.collection_id = :collection_id AND starts_with(d.uri, :uri_prefix)
+    WHERE d.collection_id = :collection_id AND EXISTS (
+      SELECT FROM unnest(cast(:uri_prefixes AS text[])) AS prefix WHERE starts_with(d.uri, prefix))
     """
 )
 _NOTE_UNCHANGED = text(

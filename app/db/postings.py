@@ -115,8 +115,11 @@ async def remove_postings(
     terms: Sequence[str],
     first_chunk_id: int,
     last_chunk_id: int,
-) -> None:
-    """Take a version's postings out: `terms` are its distinct terms, the ids its chunks' range."""
+) -> int:
+    """Take a version's postings out: `terms` are its distinct terms, the ids its chunks' range.
+
+    How many they were.
+    """
     scope = {
         "collection_id": collection_id,
         "terms": list(terms),
@@ -124,13 +127,14 @@ async def remove_postings(
         "last": last_chunk_id,
     }
     await connection.execute(_LOCK_SHARED, {"class": _LOCK_CLASS, "collection_id": collection_id})
-    await connection.execute(_DELETE_WHOLE, scope)
+    removed_count = int((await connection.execute(_DELETE_WHOLE, scope)).scalar_one())
     kept: list[tuple[str, int, bytes]] = []
     emptied: list[tuple[str, int]] = []
     for term, row_id, payload in await connection.execute(_LOCK_MERGED, scope):
         packed = _decode(payload)
         chunk_ids = packed >> np.uint64(24)
         rest = packed[(chunk_ids < first_chunk_id) | (chunk_ids > last_chunk_id)]
+        removed_count += len(packed) - len(rest)
         if len(rest) == 0:
             emptied.append((term, row_id))
         elif len(rest) < len(packed):
@@ -157,12 +161,14 @@ async def remove_postings(
                 "payloads": [payload for _, _, payload in kept],
             },
         )
+    return removed_count
 
 
-async def remove_all_postings(connection: AsyncConnection, collection_id: int) -> None:
-    """Empty a collection's index, for a collection that nobody writes to any more."""
+async def remove_all_postings(connection: AsyncConnection, collection_id: int) -> int:
+    """Empty a collection's index, for a collection that nobody writes to any more; its postings."""
     await connection.execute(_LOCK_SHARED, {"class": _LOCK_CLASS, "collection_id": collection_id})
-    await connection.execute(_DELETE_ALL, {"collection_id": collection_id})
+    removed = await connection.execute(_DELETE_ALL, {"collection_id": collection_id})
+    return int(removed.scalar_one())
 
 
 # Removals share the lock, merging has it alone: a removal could not see a row that a concurrent
@@ -170,13 +176,23 @@ async def remove_all_postings(connection: AsyncConnection, collection_id: int) -
 _LOCK_SHARED = text("SELECT pg_advisory_xact_lock_shared(:class, :collection_id)")
 _LOCK_ALONE = text("SELECT pg_try_advisory_xact_lock(:class, :collection_id)")
 
-_DELETE_ALL = text("DELETE FROM postings WHERE collection_id = :collection_id")
+_DELETE_ALL = text(
+    """
+    WITH removed AS (
+      DELETE FROM postings WHERE collection_id = :collection_id
+      RETURNING octet_length(payload) / 8 AS postings_count)
+    SELECT coalesce(sum(postings_count), 0) FROM removed
+    """
+)
 
 _DELETE_WHOLE = text(
     """
-    DELETE FROM postings
-    WHERE collection_id = :collection_id AND term = ANY(:terms)
-      AND first_chunk_id >= :first AND last_chunk_id <= :last
+    WITH removed AS (
+      DELETE FROM postings
+      WHERE collection_id = :collection_id AND term = ANY(:terms)
+        AND first_chunk_id >= :first AND last_chunk_id <= :last
+      RETURNING octet_length(payload) / 8 AS postings_count)
+    SELECT coalesce(sum(postings_count), 0) FROM removed
     """
 ).bindparams(bindparam("terms", type_=ARRAY(Text)))
 

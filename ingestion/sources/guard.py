@@ -106,7 +106,8 @@ def _meant(address: Address) -> Address:
 
 # --- addresses in the other sense -----------------------------------------------------------------
 
-_NUMERIC_LABEL = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+_NUMERIC = re.compile(r"(?:[^:]*\.)?(?:0x[0-9a-f]*|[0-9]+)\.?", re.IGNORECASE)
 
 
 def checked_url(text: str) -> httpx.URL:
@@ -124,11 +125,14 @@ def checked_url(text: str) -> httpx.URL:
         raise Refused("only http and https URLs are read")
     if url.userinfo:
         raise Refused("a URL must not hold a name or a password")
-    if not url.host:
+    host = url.raw_host.decode("ascii")
+    if not _HOST.fullmatch(host):
         raise Refused("its URL names no host")
-    if _NUMERIC_LABEL.fullmatch(url.host.rstrip(".").rpartition(".")[2]):
+    if url.port is not None and not 0 < url.port < 65536:
+        raise Refused("its URL has a port that does not exist")
+    if _NUMERIC.fullmatch(host):
         try:
-            IPv4Address(url.host)
+            IPv4Address(host)
         except ValueError:
             raise Refused("its URL holds an IP address in an unusual form") from None
     return url

@@ -24,6 +24,7 @@ from app.errors import DocumentRejected, FootnoteError, StorageFull, Unavailable
 from app.failpoints import reach
 from app.jobs import Jobs, RetryLater
 from app.telemetry import DOCUMENTS
+from ingestion.noting import ProgressNotes
 from ingestion.pipeline import DATABASE_CONNECTIONS, Original, Tools, open_tools, process
 from ingestion.writing import (
     Claim,
@@ -130,8 +131,10 @@ class Worker:
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._tools: Tools | None = None
+        self._notes = ProgressNotes(engine)
 
     async def __aenter__(self) -> Self:
+        self._stack.push_async_callback(_cancelled, asyncio.create_task(self._notes.run()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -188,7 +191,8 @@ class Worker:
             return await write_claimed(connection, claim, version)
 
         original = Original(claim.filename, claim.sha256, claim.content)
-        return await process(original, claim.shelf, tools, write)
+        with self._notes.of(claim) as report:
+            return await process(original, claim.shelf, tools, write, report)
 
     async def _fail(self, claim: Claim, reason: str, tools: Tools) -> bool:
         is_ours = await tools.transaction(

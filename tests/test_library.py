@@ -81,12 +81,6 @@ async def test_an_upload_is_a_document_a_job_and_an_original(
     original = await library.content(LOCAL_OWNER, accepted.document_id)
     assert original.content == b"# Hello"
     assert (original.filename, original.media_type) == ("a.md", "text/markdown")
-    state = await library.job(LOCAL_OWNER, accepted.job_id)
-    assert (state.status, state.document_id, state.attempts) == (
-        "queued",
-        accepted.document_id,
-        0,
-    )
     assert await count(engine, "procrastinate_jobs") == 1
 
 
@@ -224,10 +218,6 @@ async def test_what_a_caller_may_not_see_is_not_there(library: Library) -> None:
         for call in (library.get, library.content, library.delete):
             with pytest.raises(NotFound, match="no such document"):
                 await call(caller, document_id)
-    with pytest.raises(NotFound):
-        await library.job(caller, hidden.job_id)
-    with pytest.raises(NotFound):
-        await anext(library.job_events(caller, grouped.job_id))
     with pytest.raises(NotFound):
         await library.list(caller, collection="secret")
     with pytest.raises(NotFound):

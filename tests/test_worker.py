@@ -16,6 +16,7 @@ from app.config import Settings
 from app.db.schema import check_database
 from app.db.session import open_sessions
 from app.documents.library import Library
+from app.documents.queue import Queue
 from app.documents.records import DocumentRecord, Upload
 from app.embedding.base import TextKind, Vectors
 from app.errors import DocumentRejected, NotFound
@@ -60,6 +61,11 @@ async def jobs(database_url: str) -> AsyncIterator[Jobs]:
 @pytest.fixture
 def library(engine: AsyncEngine, jobs: Jobs, settings: Settings, embedder: WordEmbedder) -> Library:
     return Library(open_sessions(engine), jobs, settings, embedder)
+
+
+@pytest.fixture
+def queue(engine: AsyncEngine, jobs: Jobs, settings: Settings) -> Queue:
+    return Queue(open_sessions(engine), jobs, settings)
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +126,7 @@ async def until(condition: Callable[[], Awaitable[bool] | bool]) -> None:
 
 
 async def test_an_upload_becomes_searchable(
-    library: Library, working: Working, engine: AsyncEngine
+    library: Library, queue: Queue, working: Working, engine: AsyncEngine
 ) -> None:
     accepted = await library.register_upload(
         LOCAL_OWNER, Upload("a.md", TEXT, metadata={"year": 2025}, groups=["hr"])
@@ -128,20 +134,20 @@ async def test_an_upload_becomes_searchable(
     generation_before = await generation(engine)
     async with working():
         document = await settled(library, accepted.document_id)
-        await until(lambda: job_is(library, accepted.job_id, "ready"))
+        await until(lambda: job_is(queue, accepted.job_id, "ready"))
     assert (document.status, document.reason, document.version) == ("ready", None, 1)
     assert document.title == "Title"
     assert document.chunks >= 1
     assert document.metadata["year"] == 2025
     assert document.groups == ["hr"]
     assert await generation(engine) == generation_before + 1
-    state = await library.job(LOCAL_OWNER, accepted.job_id)
+    state = await queue.job(LOCAL_OWNER, accepted.job_id)
     assert (state.status, state.attempts) == ("ready", 1)
     await assert_consistent(engine)
 
 
-async def job_is(library: Library, job_id: int, status: str) -> bool:
-    return (await library.job(LOCAL_OWNER, job_id)).status == status
+async def job_is(queue: Queue, job_id: int, status: str) -> bool:
+    return (await queue.job(LOCAL_OWNER, job_id)).status == status
 
 
 async def test_many_uploads_and_two_workers(
@@ -194,7 +200,7 @@ async def test_a_new_version_that_fails_leaves_the_old_one(
 
 
 async def test_a_document_that_cannot_be_read_fails_at_once(
-    library: Library, working: Working, engine: AsyncEngine, embedder: WordEmbedder
+    library: Library, queue: Queue, working: Working, engine: AsyncEngine, embedder: WordEmbedder
 ) -> None:
     accepted = await library.register_upload(LOCAL_OWNER, Upload("a.md", b"\n \n"))
     async with working():
@@ -202,7 +208,7 @@ async def test_a_document_that_cannot_be_read_fails_at_once(
         await until(lambda: finished(engine, accepted.job_id))
     assert document.status == "failed"
     assert document.reason
-    state = await library.job(LOCAL_OWNER, accepted.job_id)
+    state = await queue.job(LOCAL_OWNER, accepted.job_id)
     assert (state.status, state.attempts, state.reason) == ("failed", 1, document.reason)
     assert embedder.texts == []
     assert (await library.content(LOCAL_OWNER, document.id)).content == b"\n \n"
@@ -367,7 +373,7 @@ async def test_a_document_of_another_model_fails_with_the_reason(
 
 
 async def test_a_document_that_kills_workers_is_given_up(
-    library: Library, working: Working, engine: AsyncEngine
+    library: Library, queue: Queue, working: Working, engine: AsyncEngine
 ) -> None:
     accepted = await library.register_upload(LOCAL_OWNER, Upload("a.md", TEXT))
     async with engine.begin() as connection:
@@ -376,7 +382,7 @@ async def test_a_document_that_kills_workers_is_given_up(
         )
         await connection.execute(text("UPDATE procrastinate_jobs SET attempts = 5"))
     async with working():
-        await until(lambda: job_is(library, accepted.job_id, "failed"))
+        await until(lambda: job_is(queue, accepted.job_id, "failed"))
     document = await library.get(LOCAL_OWNER, accepted.document_id)
     assert document.reason == "processing it was cut short 5 times"
 

@@ -1,0 +1,88 @@
+"""How far the worker is with each document, noted in the database for those who watch."""
+
+import asyncio
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from uuid import UUID
+
+import structlog
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.types import Uuid
+
+from app.db.transactions import translated_errors
+from app.errors import FootnoteError
+from ingestion.pipeline import Report, Stage
+from ingestion.writing import Claim
+
+log = structlog.get_logger(__name__)
+
+NOTE_SECONDS = 1.0
+
+_Note = tuple[UUID, Stage, int, int]
+"""Document, stage, passages done, passages in all."""
+
+
+class ProgressNotes:
+    """One short statement a second for all documents at hand, and none for what is done sooner."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._notes: dict[UUID, _Note] = {}
+
+    @contextmanager
+    def of(self, claim: Claim) -> Generator[Report]:
+        """What is reported to it is noted, while the block runs and the claim is good."""
+
+        def report(stage: Stage, done: int, total: int) -> None:
+            self._notes[claim.id] = (claim.document_id, stage, done, total)
+
+        try:
+            yield report
+        finally:
+            self._notes.pop(claim.id, None)
+
+    async def run(self) -> None:
+        """For ever; what cannot be noted now is noted next time."""
+        noted: Mapping[UUID, _Note] = {}
+        while True:
+            await asyncio.sleep(NOTE_SECONDS)
+            now = dict(self._notes)
+            news = {claim_id: note for claim_id, note in now.items() if noted.get(claim_id) != note}
+            try:
+                if news:
+                    await self._write(news)
+            except FootnoteError as error:
+                log.info("progress_not_noted", reason=error.detail)
+            else:
+                noted = now
+
+    async def _write(self, notes: Mapping[UUID, _Note]) -> None:
+        document_ids, stages, done, total = zip(*notes.values(), strict=True)
+        values = {
+            "claims": list(notes),
+            "document_ids": list(document_ids),
+            "stages": list(stages),
+            "done": list(done),
+            "total": list(total),
+        }
+        with translated_errors():
+            async with self._engine.begin() as connection:
+                await connection.execute(_NOTE, values)
+
+
+# Whoever holds a document's row is about to change its status, and progress ends with that.
+_NOTE = text(
+    """
+    WITH free AS MATERIALIZED (
+      SELECT d.id, f.stage, f.done, f.total
+      FROM unnest(:document_ids, :claims, cast(:stages AS text[]), cast(:done AS integer[]),
+        cast(:total AS integer[])) AS f (document_id, claim, stage, done, total)
+      JOIN documents AS d ON d.id = f.document_id AND d.claim = f.claim
+      FOR NO KEY UPDATE OF d SKIP LOCKED)
+    UPDATE documents AS d
+    SET progress = jsonb_build_object('stage', free.stage, 'done', free.done, 'total', free.total)
+    FROM free WHERE d.id = free.id
+    """
+).bindparams(bindparam("document_ids", type_=ARRAY(Uuid)), bindparam("claims", type_=ARRAY(Uuid)))

@@ -104,11 +104,11 @@ def test_pdf_lines_that_only_look_like_headings_do_not_become_some() -> None:
     assert "Total\n\n===" in parsed.text
 
 
-def test_running_headers_and_page_numbers_are_kept_only_once() -> None:
+def test_running_headers_are_kept_only_once_and_page_numbers_not_at_all() -> None:
     pages = [["ACME Handbook", f"Topic {n}: {'abc'[n]}", "More.", f"Page {n}"] for n in range(3)]
     text = parse_document(samples.pdf(pages), "h.pdf").text
     assert text.count("ACME Handbook") == 1
-    assert text.count("Page ") == 1
+    assert "Page" not in text
     assert all(f"Topic {n}" in text for n in range(3))
 
 
@@ -335,9 +335,9 @@ def test_an_office_document_under_another_office_name_is_read_as_what_it_is() ->
                                   "META-INF/manifest.xml": "<manifest:encryption-data/>"}),
          "encrypted: a password is needed"),
         ("a.pdf", samples.pdf([[]]),
-         "no text: it is probably a scan (install tesseract for OCR)"),
+         "no text (install tesseract)"),
         ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(60),
-         "no text: it is an image (install tesseract for OCR)"),
+         "no text (install tesseract)"),
         ("a.docx", samples.docx(""), "no text was found in it"),
         ("a.html", b"<html><body></body></html>", "no text was found in it"),
         ("a.csv", b",,,\n,,,\n", "the table is empty"),

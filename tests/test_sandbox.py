@@ -384,18 +384,3 @@ async def test_a_parser_that_does_not_start_is_no_fault_of_the_document(
         await open_pool().parse(b"text", "a.txt")
 
 
-def test_ocr_needs_tesseract_and_its_languages(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    program = tmp_path / "tesseract"
-    program.touch(mode=0o755)
-    languages = tmp_path / "tessdata"
-    languages.mkdir()
-    monkeypatch.setenv("TESSDATA_PREFIX", str(languages))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    environment = sandbox._environment  # pyright: ignore[reportPrivateUsage]
-    assert "TESSDATA_PREFIX" not in environment(tmp_path)
-    (languages / "deu.traineddata").touch()
-    assert environment(tmp_path)["TESSDATA_PREFIX"] == str(languages)
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert "TESSDATA_PREFIX" not in environment(tmp_path)

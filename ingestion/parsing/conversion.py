@@ -1,18 +1,14 @@
 """The one place that calls kreuzberg to convert a document, and that understands its errors."""
 
-import os
 import re
 import secrets
-from pathlib import Path
 from typing import Any, Literal
 
 import kreuzberg
 
 from app.errors import DocumentRejected
 from ingestion.parsing.drafts import ENCRYPTED
-from ingestion.parsing.formats import PDF, Format
-
-OCR_LANGUAGES_MAX = 4
+from ingestion.parsing.formats import Format
 
 _ENCRYPTION_WORDS = ("password", "encrypt", "decrypt", "protected", "securityerror")
 _PROGRAM_PREFIX = re.compile(r"(?i)microsoft (?:office )?(?:word|powerpoint|excel)\s*-\s*")
@@ -21,10 +17,6 @@ _JUNK_TITLE = re.compile(
     r"|binder|model|title|page)\s*\d*"
     r"|.*\.(?:docx?|pptx?|xlsx?|pdf|indd|dvi|tex|qxd|p65|jpe?g|png|tiff?|rtf|odt|ps|html?|fm|dwg)"
 )
-# What kreuzberg takes for the running header of a PDF may be a heading on the page's first line.
-_UNFILTERED = kreuzberg.ContentFilterConfig(
-    include_headers=True, include_footers=True, strip_repeating_text=False
-)
 _METADATA = (
     "subject", "authors", "keywords", "language", "created_at", "modified_at", "created_by",
     "category", "description", "sheet_names", "from_email", "to_emails", "cc_emails",
@@ -32,20 +24,8 @@ _METADATA = (
 )  # fmt: skip
 
 
-def ocr_languages() -> str:
-    """What Tesseract can read here, such as "deu+eng"; empty when there is no Tesseract."""
-    folder = os.environ.get("TESSDATA_PREFIX")
-    if not folder:
-        return ""
-    installed = sorted(path.stem for path in Path(folder).glob("*.traineddata"))
-    return "+".join([name for name in installed if name not in ("osd", "equ")][:OCR_LANGUAGES_MAX])
-
-
 class PageMarks:
-    """Has kreuzberg write a secret mark where each page begins.
-
-    Slides and scanned pages have their text between the marks, and none under `result.pages`.
-    """
+    """Has kreuzberg write a secret mark where each page, or slide, begins."""
 
     def __init__(self) -> None:
         self._mark = f"PAGE{secrets.token_hex(8)}N"
@@ -69,15 +49,12 @@ def convert(
     pages: kreuzberg.PageConfig | None = None,
 ) -> kreuzberg.ExtractionResult:
     """Raises DocumentRejected with a reason that a person understands, whatever goes wrong."""
-    languages = ocr_languages()
     config = kreuzberg.ExtractionConfig(
         use_cache=False,
         enable_quality_processing=False,
         output_format=output,
         pages=pages,
-        ocr=kreuzberg.OcrConfig(backend="tesseract", language=languages) if languages else None,
-        disable_ocr=not languages,  # pyright: ignore[reportCallIssue] - the stubs lack it
-        content_filter=_UNFILTERED if source is PDF else None,
+        disable_ocr=True,  # pyright: ignore[reportCallIssue] - the stubs lack it
         concurrency=kreuzberg.ConcurrencyConfig(max_threads=1),
     )
     try:
@@ -95,8 +72,6 @@ def _reason(error: BaseException, source: Format) -> str:
         return "it unpacks to more than is safe to read"
     if any(word in message for word in _ENCRYPTION_WORDS):
         return ENCRYPTED
-    if isinstance(error, kreuzberg.OCRError):
-        return "no text: its image could not be read by OCR"
     if isinstance(error, kreuzberg.ValidationError) and "unsupported" in message:
         return f"not a supported format ({source.name})"
     return f"damaged: it cannot be read as {source.name}"
@@ -108,9 +83,12 @@ def metadata_of(result: kreuzberg.ExtractionResult) -> dict[str, Any]:
 
 
 def title_of(result: kreuzberg.ExtractionResult) -> str:
-    """The document's own title, unless it is a file name or what the program put there."""
-    title = str(dict[str, Any](result.metadata).get("title") or "").strip()
-    title = _PROGRAM_PREFIX.sub("", title)
+    return own_title(str(dict[str, Any](result.metadata).get("title") or ""))
+
+
+def own_title(title: str) -> str:
+    """A title, unless it is a file name or what the program put there."""
+    title = _PROGRAM_PREFIX.sub("", title.strip())
     return "" if _JUNK_TITLE.fullmatch(title) else title
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from ingestion.types import CodeLanguage, Markup
 
 NO_TEXT = "no text was found in it"
+NO_TEXT_WITHOUT_OCR = "no text (install tesseract)"
+NO_TEXT_OCR = "no text: OCR found none in it"
 ENCRYPTED = "encrypted: a password is needed"
 
 

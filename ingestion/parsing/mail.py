@@ -11,8 +11,9 @@ from mimetypes import guess_extension
 from typing import Any, TypeAlias
 
 from app.errors import DocumentRejected
+from ingestion.parsing import ocr
 from ingestion.parsing.archives import WARNINGS_MAX, Allowance, ReadNested, nested_text
-from ingestion.parsing.conversion import convert, metadata_of, ocr_languages, warnings_of
+from ingestion.parsing.conversion import convert, metadata_of, warnings_of
 from ingestion.parsing.decoding import clean, decode_markup, in_ascii_superset
 from ingestion.parsing.drafts import Draft
 from ingestion.parsing.formats import MSG
@@ -170,7 +171,7 @@ def _is_readable(part: _Part, kind: str) -> bool:
     if kind.endswith("-signature"):
         return False
     # Logos and smileys, in most mails.
-    if kind.startswith("image/") and not ocr_languages():
+    if kind.startswith("image/") and not ocr.available():
         return False
     return _is_attached(part)
 

@@ -4,18 +4,17 @@ import re
 
 import kreuzberg
 
-from ingestion.parsing import formats
+from ingestion.parsing import formats, ocr
 from ingestion.parsing.archives import check_unpacked_size
 from ingestion.parsing.conversion import (
     PageMarks,
     convert,
     metadata_of,
-    ocr_languages,
     title_of,
     warnings_of,
 )
 from ingestion.parsing.decoding import clean, decode, decode_markup
-from ingestion.parsing.drafts import NO_TEXT, Draft
+from ingestion.parsing.drafts import NO_TEXT, NO_TEXT_OCR, NO_TEXT_WITHOUT_OCR, Draft
 from ingestion.parsing.formats import Format
 from ingestion.parsing.shielding import restore, shield
 from ingestion.parsing.tidying import tidy
@@ -71,11 +70,14 @@ def read_slides(content: bytes, source: Format) -> Draft:
 
 
 def read_image(content: bytes, source: Format) -> Draft:
-    if not ocr_languages():
-        return Draft(no_text="no text: it is an image (install tesseract for OCR)")
-    result = convert(content, source)
-    draft = _draft(result, tidy(clean(result.content)), is_table=True)
-    draft.no_text = "no text: OCR found none in the image"
+    if not ocr.available():
+        return Draft(no_text=NO_TEXT_WITHOUT_OCR)
+    pages = ocr.read_picture(content)
+    draft = Draft(heading_is_title=False, markup="plain", no_text=NO_TEXT_OCR)
+    if source is formats.TIFF and len(pages) > 1:
+        draft.pages = pages
+    else:
+        draft.text = "\n\n".join(pages)
     return draft
 
 

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
-from glob import glob
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -29,13 +28,6 @@ STDERR_FILE = "stderr.log"
 STDERR_TAIL_BYTES = 4096
 REASON_CHARS_MAX = 300
 PIPE_BUFFER_BYTES = 1024 * 1024
-
-_TESSDATA = (
-    "/usr/share/tesseract-ocr/*/tessdata",
-    "/usr/share/tessdata",
-    "/usr/local/share/tessdata",
-    "/opt/homebrew/share/tessdata",
-)
 
 log: Any = structlog.get_logger(__name__)
 
@@ -266,13 +258,6 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAYON_NUM_THREADS": "1",
         "OMP_THREAD_LIMIT": "1",
     }
-    if shutil.which("tesseract") and (data := _tessdata()):
+    if data := os.environ.get("TESSDATA_PREFIX"):
         environment["TESSDATA_PREFIX"] = data
     return environment
-
-
-def _tessdata() -> str | None:
-    """Where the installed Tesseract keeps its languages; kreuzberg brings its own program."""
-    named = os.environ.get("TESSDATA_PREFIX")
-    folders = [named] if named else [path for place in _TESSDATA for path in sorted(glob(place))]
-    return next((folder for folder in folders if glob(f"{folder}/*.traineddata")), None)

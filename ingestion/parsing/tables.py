@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from app.errors import DocumentRejected
@@ -23,7 +23,7 @@ def read_table(content: bytes, source: Format) -> Draft:
     csv.field_size_limit(CELL_CHARS_MAX)
     try:
         delimiter = _delimiter(text)
-        lines = _markdown_rows(_rows(text, delimiter)) if delimiter else text.split("\n")
+        lines = markdown_rows(_rows(text, delimiter)) if delimiter else text.split("\n")
     except csv.Error:
         raise DocumentRejected(f"damaged: it cannot be read as {source.name}") from None
     return Draft(text="\n".join(lines), heading_is_title=False, no_text="the table is empty")
@@ -47,7 +47,8 @@ def _delimiter(text: str) -> str | None:
     return best[2] if best else None
 
 
-def _markdown_rows(rows: Iterable[list[str]]) -> list[str]:
+def markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table as the lines of Markdown, its first row as the header."""
     lines: list[str] = []
     for row in rows:
         cells = [" ".join(cell.replace("|", "\\|").split()) for cell in row]

@@ -26,6 +26,18 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Section:
+    """A definition in code, from `start` to where the next one begins; level 1 is outermost.
+
+    `name` is empty for what stands between definitions.
+    """
+
+    start: int
+    level: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class ParsedDocument:
     """What a parser made of a file.
 
@@ -33,7 +45,8 @@ class ParsedDocument:
     characters. `pages` is empty when the format has no pages. `language` is a Snowball name, or
     "simple" for a language without a stemmer. `metadata` holds strings, numbers, booleans and
     lists of strings only. `code_language` is that of a text whose markup is "code", where it is
-    one of those known.
+    one of those known; `outline` are its functions, classes and the like, in order, where they
+    could be told apart.
     """
 
     text: str
@@ -45,6 +58,7 @@ class ParsedDocument:
     warnings: tuple[str, ...] = ()
     markup: Markup = "markdown"
     code_language: CodeLanguage | None = None
+    outline: tuple[Section, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ belongs to exactly one block.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from ingestion.markup import (
     rst_underline,
     underline_level,
 )
-from ingestion.types import Markup
+from ingestion.types import Markup, Section
 
 Kind = Literal["heading", "paragraph", "list", "code", "table"]
 
@@ -31,7 +31,10 @@ SETEXT_LINES_MAX = 2
 
 @dataclass(slots=True)
 class Block:
-    """Whole lines: `text[start:end]`. `level` and `heading` are those of a heading."""
+    """Whole lines: `text[start:end]`.
+
+    `level` and `heading` are those of a heading, or of code that goes by a name.
+    """
 
     kind: Kind
     start: int
@@ -65,6 +68,19 @@ def read_blocks(text: str, markup: Markup, start: int = 0, end: int | None = Non
             return _paragraphs(lines, "paragraph")
         case "code":
             return _paragraphs(lines, "code")
+
+
+def read_definitions(text: str, outline: Sequence[Section], start: int, end: int) -> list[Block]:
+    """A block of code for each section of `text[start:end]`, up to where the next one begins."""
+    within = [one for one in outline if start < one.start < end]
+    opening = [one for one in outline if one.start <= start][-1:] or [Section(start, 1, "")]
+    sections = [*opening, *within]
+    starts = [start, *(one.start for one in within)]
+    return [
+        Block("code", first, last, level=section.level, heading=section.name)
+        for section, first, last in zip(sections, starts, [*starts[1:], end], strict=True)
+        if text[first:last].strip()
+    ]
 
 
 def _lines(text: str, start: int, end: int) -> list[_Line]:

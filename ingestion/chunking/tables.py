@@ -1,5 +1,6 @@
-"""The header of a Markdown table, which every part of a split table is given as context."""
+"""What every part of a split table is given as context: the table's header row and its caption."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,49 +9,88 @@ from ingestion.chunking.blocks import Block
 from ingestion.chunking.tokens import Scale
 
 CONTEXT_SHARE_MAX = 3
-"""A header is repeated while it takes no more than one third of a chunk."""
+"""Header and caption are repeated while they take no more than one third of a passage."""
+
+_CAPTION = re.compile(
+    r"[*_]*(?:table|tab\.|tabelle|tableau|tabla|tabela|tabella|tabel|таблица|表)"
+    r"[ \t]*(?:\d+|[IVX]+|[A-Z])(?:[.\-]\d+)*[*_]*[ \t]*[.:\u2014\u2013\-：][^\n]*\S[^\n]*\Z",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
-    """The first row of the table at `start:end`; its rows begin at `rows_start`."""
+class _Table:
+    """The table at `start:end`, whose rows begin at `rows_start`."""
 
+    start: int
     rows_start: int
     end: int
-    text: str
+    context: str
     weight: int
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    text: str = ""
-    weight: int = 0
+class TableContexts:
+    """`weight_max` is the weight of a passage."""
 
-
-class TableHeaders:
-    def __init__(self, text: str, blocks: Sequence[Block], scale: Scale) -> None:
-        self._headers: list[_Header] = []
-        for block in blocks:
+    def __init__(
+        self, text: str, blocks: Sequence[Block], scale: Scale, weight_max: int
+    ) -> None:
+        share = weight_max // CONTEXT_SHARE_MAX
+        self._tables: list[_Table] = []
+        for index, block in enumerate(blocks):
             if block.kind == "table":
                 header_end = text.index("\n", block.start)
                 rows_start = text.find("\n", header_end + 1, block.end)
-                header = text[block.start : header_end]
-                self._headers.append(
-                    _Header(
-                        rows_start=block.end if rows_start < 0 else rows_start + 1,
-                        end=block.end,
-                        text=" ".join(header.split()),
-                        weight=scale.weigh(block.start, header_end),
-                    )
-                )
-        self._starts = [header.rows_start for header in self._headers]
+                header = " ".join(text[block.start : header_end].split())
+                weight = scale.weigh(block.start, header_end)
+                if weight > share:
+                    header, weight = "", 0
+                caption = _caption(text, blocks, index)
+                if caption is not None:
+                    caption_weight = scale.weigh(caption.start, caption.end)
+                    if weight + caption_weight <= share:
+                        words = " ".join(text[caption.start : caption.end].split())
+                        header = "\n".join(filter(None, (words, header)))
+                        weight += caption_weight
+                rows_start = block.end if rows_start < 0 else rows_start + 1
+                self._tables.append(_Table(block.start, rows_start, block.end, header, weight))
+        self._starts = [table.start for table in self._tables]
 
-    def context(self, start: int, weight_max: int) -> Context:
-        """What a chunk that begins at `start` needs: the header of the table it begins in."""
+    def weight(self, start: int) -> int:
+        """Of the context that the parts of the table at `start` are given."""
+        table = self._at(start)
+        return table.weight if table else 0
+
+    def context(self, start: int) -> str:
+        """What a passage that begins at `start` needs of the table that it begins in."""
+        table = self._at(start)
+        return table.context if table and start >= table.rows_start else ""
+
+    def repeats_from(self, start: int) -> int:
+        """The earliest place that a passage from `start` on may repeat: rows need their header."""
         index = bisect_right(self._starts, start) - 1
         if index < 0:
-            return Context()
-        header = self._headers[index]
-        if start >= header.end or header.weight > weight_max // CONTEXT_SHARE_MAX:
-            return Context()
-        return Context(header.text, header.weight)
+            return 0
+        table = self._tables[index]
+        return table.end if start >= table.end else min(table.rows_start, start)
+
+    def _at(self, start: int) -> _Table | None:
+        index = bisect_right(self._starts, start) - 1
+        return self._tables[index] if index >= 0 and start < self._tables[index].end else None
+
+
+def _caption(text: str, blocks: Sequence[Block], index: int) -> Block | None:
+    """The line above or below a table that says what it shows, such as `Table 3: Leave`."""
+    found: list[Block] = []
+    for beside in (index - 1, index + 1):
+        if 0 <= beside < len(blocks):
+            block = blocks[beside]
+            if block.kind == "paragraph" and _CAPTION.match(text, block.start, block.end):
+                found.append(block)
+    # In a row of tables, the line nearer by belongs to this one.
+    table = blocks[index]
+    return min(
+        found,
+        key=lambda block: text.count("\n", min(block.end, table.end), max(block.start, table.start)),
+        default=None,
+    )

@@ -34,6 +34,10 @@ class Scale:
         index = bisect_left(self._marks, start) + weight
         return self._marks[index] if index < len(self._marks) else self._marks[-1] + 1
 
+    def reach_back(self, end: int, weight: int) -> int:
+        """Where a text begins that ends at `end` and weighs `weight`, or all that is before it."""
+        return self._marks[max(bisect_left(self._marks, end) - weight, 0)]
+
 
 def _filled(marks: Sequence[int], block: Block) -> list[int]:
     filled: list[int] = []

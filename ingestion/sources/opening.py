@@ -1,19 +1,33 @@
 """Which source answers for a location, by the look of it."""
 
 import re
+from pathlib import Path
 
 from app.config import Settings
 from app.errors import InvalidInput
 from ingestion.sources.base import Source
-from ingestion.sources.files import open_folder
+from ingestion.sources.files import absolute, open_folder
 from ingestion.sources.selection import Selection
 
+SCHEMES = frozenset({"http", "https", "s3"})
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 def is_path(location: str) -> bool:
     """Whether the location lies on this machine's own disks, where changes can be watched."""
-    return _SCHEME.match(location) is None
+    return _scheme(location) is None
+
+
+def check_location(location: str) -> None:
+    """Raise InvalidInput for a path that is not there, or a scheme that nobody answers for."""
+    scheme = _scheme(location)
+    if scheme is None:
+        absolute(Path(location))
+    elif scheme not in SCHEMES:
+        raise InvalidInput(
+            f"Footnote cannot ingest from {scheme}: locations: {location}",
+            hint="Give a path, a URL that begins with http:// or https://, or s3://bucket/…",
+        )
 
 
 def open_source(location: str, selection: Selection, settings: Settings) -> Source:
@@ -21,20 +35,20 @@ def open_source(location: str, selection: Selection, settings: Settings) -> Sour
 
     Nothing is read yet. What web and buckets need is imported by the first location that asks.
     """
-    scheme = _SCHEME.match(location)
-    match scheme[1].lower() if scheme else None:
+    check_location(location)
+    match _scheme(location):
         case None:
             return open_folder(location, selection)
-        case "http" | "https":
-            from ingestion.sources.web import open_web  # noqa: PLC0415 - only where it is asked for
-
-            return open_web(location, selection, settings)
         case "s3":
-            from ingestion.sources.s3 import open_bucket  # noqa: PLC0415 - as above
+            from ingestion.sources.s3 import open_bucket  # noqa: PLC0415 - only where it is asked for
 
             return open_bucket(location, selection, settings)
-        case other:
-            raise InvalidInput(
-                f"Footnote cannot ingest from {other}: locations: {location}",
-                hint="Give a path, a URL that begins with http:// or https://, or s3://bucket/…",
-            )
+        case _:
+            from ingestion.sources.web import open_web  # noqa: PLC0415 - as above
+
+            return open_web(location, selection, settings)
+
+
+def _scheme(location: str) -> str | None:
+    found = _SCHEME.match(location)
+    return found[1].lower() if found else None

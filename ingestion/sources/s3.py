@@ -145,7 +145,7 @@ class BucketSource:
         except NotModifiedError:
             return None
         except FileNotFoundError as error:
-            raise ItemGone from error
+            raise ItemGone("there is no such object") from error
         except (BaseError, OSError) as error:
             # The library has tried several times by now.
             raise ItemUnreadable(_reason(error)) from error

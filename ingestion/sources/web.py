@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from ssl import SSLContext
 
@@ -114,7 +115,7 @@ class WebSource:
         if reply.status == 304 and known is not None:
             return None
         if reply.status in (404, 410):
-            raise ItemGone
+            raise ItemGone(_answers(reply))
         if reply.status != 200:
             raise ItemUnreadable(_answers(reply))
         if forbids_indexing(reply.headers, reply.content if _is_page(reply) else None):
@@ -177,9 +178,11 @@ class WebSource:
         return await asyncio.to_thread(read_sitemap, reply.content)
 
     def _listing(self, site: Site, known: Mapping[str, SourceState]) -> Listing:
-        root = self.location
+        root, now = self.location, datetime.now(UTC)
         items = [
-            Item(uri, name_of(httpx.URL(uri)), root, tag=_tag_if_unchanged(lastmod, known.get(uri)))
+            Item(
+                uri, name_of(httpx.URL(uri)), root, tag=_expected_tag(lastmod, known.get(uri), now)
+            )
             for uri, lastmod in site.lastmods.items()
         ]
         unlisted = [
@@ -219,11 +222,17 @@ def _own_hosts(url: httpx.URL, others: Sequence[str]) -> Sequence[str]:
     return list(dict.fromkeys([host, twin, *others]))
 
 
-def _tag_if_unchanged(lastmod: str, known: SourceState | None) -> str | None:
-    """The noted tag, where the sitemap still has the date that was noted in it."""
-    if known is None or not lastmod or WebTag.parse(known.source_tag).lastmod != lastmod:
+def _expected_tag(lastmod: str, known: SourceState | None, now: datetime) -> str | None:
+    """The tag that the page has if it did not change since; it is the noted one for the same date.
+
+    None when nothing was noted, or the page may have changed without its date showing it.
+    """
+    if known is None or not (date := settled(lastmod, now)):
         return None
-    return known.source_tag
+    noted = WebTag.parse(known.source_tag)
+    if noted.lastmod == date:
+        return known.source_tag
+    return replace(noted, lastmod=date).text if noted.etag or noted.modified else None
 
 
 def _answers(reply: Reply) -> str:

@@ -30,6 +30,7 @@ class ProgressNotes:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._notes: dict[UUID, _Note] = {}
+        self._noted: Mapping[UUID, _Note] = {}
 
     @contextmanager
     def of(self, claim: Claim) -> Generator[Report]:
@@ -45,23 +46,22 @@ class ProgressNotes:
 
     async def run(self) -> None:
         """For ever; what cannot be noted now is noted next time."""
-        noted: Mapping[UUID, _Note] = {}
         while True:
             await asyncio.sleep(NOTE_SECONDS)
-            now = dict(self._notes)
-            news = {claim_id: note for claim_id, note in now.items() if noted.get(claim_id) != note}
             try:
-                if news:
-                    await self._write(news)
+                await self.write()
             except FootnoteError as error:
                 log.info("progress_not_noted", reason=error.detail)
-            else:
-                noted = now
 
-    async def _write(self, notes: Mapping[UUID, _Note]) -> None:
-        document_ids, stages, done, total = zip(*notes.values(), strict=True)
+    async def write(self) -> None:
+        """Note what has changed since the last time; raises what databases raise."""
+        now = dict(self._notes)
+        news = {claim: note for claim, note in now.items() if self._noted.get(claim) != note}
+        if not news:
+            return
+        document_ids, stages, done, total = zip(*news.values(), strict=True)
         values = {
-            "claims": list(notes),
+            "claims": list(news),
             "document_ids": list(document_ids),
             "stages": list(stages),
             "done": list(done),
@@ -70,6 +70,7 @@ class ProgressNotes:
         with translated_errors():
             async with self._engine.begin() as connection:
                 await connection.execute(_NOTE, values)
+        self._noted = now
 
 
 # Whoever holds a document's row is about to change its status, and progress ends with that.

@@ -21,6 +21,7 @@ from app.documents.records import DocumentRecord, Upload
 from app.embedding.base import TextKind, Vectors
 from app.errors import DocumentRejected, NotFound
 from app.jobs import Jobs
+from ingestion.noting import ProgressNotes
 from ingestion.parsing.sandbox import ParserPool
 from ingestion.pipeline import Original, Tools, open_tools, process
 from ingestion.worker import Maintenance, run_worker
@@ -484,3 +485,131 @@ async def postings_rows(engine: AsyncEngine) -> int:
     async with engine.connect() as connection:
         found = await connection.execute(text("SELECT count(*) FROM postings"))
         return int(found.scalar_one())
+
+
+# --- watched and cancelled ------------------------------------------------------------------------
+
+
+async def test_progress_is_told_while_a_document_is_worked_on(
+    library: Library,
+    queue: Queue,
+    working: Working,
+    engine: AsyncEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ingestion.noting.NOTE_SECONDS", 0.02)
+    held = HeldEmbedder()
+    accepted = await library.register_upload(LOCAL_OWNER, Upload("a.md", TEXT))
+
+    async def is_noted() -> bool:
+        return (await queue.job(LOCAL_OWNER, accepted.job_id)).progress is not None
+
+    async with working(held):
+        await until(held.is_asked.is_set)
+        await until(is_noted)
+        state = await queue.job(LOCAL_OWNER, accepted.job_id)
+        assert state.progress is not None
+        assert (state.status, state.progress.stage) == ("processing", "embedding")
+        assert (state.progress.done, state.progress.total) == (0, 1)
+        held.let_go.set()
+        await settled(library, accepted.document_id)
+    assert (await queue.job(LOCAL_OWNER, accepted.job_id)).progress is None
+
+
+async def test_progress_is_noted_only_for_a_claim_that_is_good(
+    library: Library, engine: AsyncEngine, settings: Settings, embedder: WordEmbedder
+) -> None:
+    document_id = await upload(library)
+    async with open_tools(settings, engine, embedder) as tools:
+        late, early = [
+            await tools.transaction(
+                lambda connection: claim_document(connection, document_id, tools.digest)
+            )
+            for _ in range(2)
+        ]
+    assert late is not None
+    assert early is not None
+    notes = ProgressNotes(engine)
+    with notes.of(early) as report_early, notes.of(late) as report_late:
+        report_early("embedding", 1, 10)
+        report_late("embedding", 9, 10)
+        await notes.write()
+    async with engine.connect() as connection:
+        progress = await connection.scalar(text("SELECT progress FROM documents"))
+    assert progress == {"stage": "embedding", "done": 1, "total": 10}
+
+
+async def test_a_job_that_is_cancelled_at_work_leaves_nothing(
+    library: Library, queue: Queue, working: Working, engine: AsyncEngine
+) -> None:
+    held = HeldEmbedder()
+    accepted = await library.register_upload(LOCAL_OWNER, Upload("a.md", TEXT))
+    async with working(held):
+        await until(held.is_asked.is_set)
+        state = await queue.cancel(LOCAL_OWNER, accepted.job_id)
+        assert (state.status, state.reason) == ("failed", "cancelled")
+        # The worker lets go of it at once, though its model is still busy.
+        await until(lambda: finished(engine, accepted.job_id))
+        held.let_go.set()
+        neighbour = await settled(library, await upload(library, "b.md", b"# B\n\nText."))
+    assert neighbour.status == "ready"
+    document = await library.get(LOCAL_OWNER, accepted.document_id)
+    assert (document.status, document.reason, document.version) == ("failed", "cancelled", None)
+    assert list(await contents(engine)) == [neighbour.uri]
+    await assert_consistent(engine)
+
+
+async def test_a_cancelled_update_leaves_the_old_version_and_can_be_taken_up_again(
+    library: Library, queue: Queue, working: Working, engine: AsyncEngine
+) -> None:
+    document_id = await upload(library, content=b"# Old\n\nOld text.")
+    async with working():
+        await settled(library, document_id)
+    before = await contents(engine), await generation(engine)
+    held = HeldEmbedder()
+    accepted = await library.register_upload(LOCAL_OWNER, Upload("a.md", b"# New\n\nNew text."))
+    async with working(held):
+        await until(held.is_asked.is_set)
+        await queue.cancel(LOCAL_OWNER, accepted.job_id)
+        held.let_go.set()
+        await until(lambda: finished(engine, accepted.job_id))
+    assert (await contents(engine), await generation(engine)) == before
+    document = await library.get(LOCAL_OWNER, document_id)
+    assert (document.title, document.status, document.version) == ("Old", "failed", 1)
+
+    again = await queue.retry_document(LOCAL_OWNER, document_id)
+    assert again.document_id == document_id
+    async with working():
+        document = await settled(library, document_id)
+    assert (document.title, document.status, document.version) == ("New", "ready", 2)
+    await assert_consistent(engine)
+
+
+async def test_a_worker_that_was_about_to_begin_finds_the_job_cancelled(
+    library: Library, queue: Queue, engine: AsyncEngine, settings: Settings, embedder: WordEmbedder
+) -> None:
+    """Taken from the queue, but not claimed yet: there is nobody to be told."""
+    accepted = await library.register_upload(LOCAL_OWNER, Upload("a.md", TEXT))
+    await queue.cancel(LOCAL_OWNER, accepted.job_id)
+    async with open_tools(settings, engine, embedder) as tools:
+        claim = await tools.transaction(
+            lambda connection: claim_document(connection, accepted.document_id, tools.digest)
+        )
+    assert claim is None
+    assert (await library.get(LOCAL_OWNER, accepted.document_id)).status == "failed"
+
+
+async def test_cancelling_a_rebuild_leaves_the_document_ready(
+    library: Library, queue: Queue, jobs: Jobs, working: Working, engine: AsyncEngine
+) -> None:
+    document_id = await upload(library)
+    async with working():
+        await settled(library, document_id)
+    async with engine.begin() as connection:
+        rows = await connection.execute(text("SELECT id, collection_id FROM documents"))
+        await jobs.requeue(connection, [tuple(row) for row in rows], priority="background")
+    job_id = (await library.get(LOCAL_OWNER, document_id)).job_id
+    assert job_id is not None
+    assert (await queue.job(LOCAL_OWNER, job_id)).status == "queued"
+    assert (await queue.cancel(LOCAL_OWNER, job_id)).status == "ready"
+    assert (await library.get(LOCAL_OWNER, document_id)).reason is None

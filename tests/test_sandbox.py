@@ -1,9 +1,11 @@
 """The parser's children: what they may not do, how they end, and that the parent never minds."""
 
 import asyncio
+import ctypes
 import gzip
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -384,3 +386,52 @@ async def test_a_parser_that_does_not_start_is_no_fault_of_the_document(
         await open_pool().parse(b"text", "a.txt")
 
 
+CONFINED = """
+import os, socket, sys
+from pathlib import Path
+from ingestion.parsing.confinement import confine
+
+port = int(sys.argv[1])
+confine(1024**3, os.getppid())
+
+def works(act):
+    try:
+        act()
+    except OSError:
+        return False
+    return True
+
+print(
+    works(lambda: Path("inside").write_text("x")),
+    works(lambda: Path("../outside").write_text("x")),
+    works(lambda: Path("../there").write_text("x")),
+    works(lambda: Path("../there").unlink()),
+    works(lambda: Path("../folder").mkdir()),
+    works(lambda: Path("../link").symlink_to("/etc/passwd")),
+    works(lambda: Path("inside").rename("../moved")),
+    works(lambda: os.kill(os.getppid(), 0)),
+    works(lambda: socket.create_connection(("127.0.0.1", port), 5)),
+)
+"""
+
+
+@linux_only
+def test_a_child_writes_in_its_folder_only_and_reaches_nobody(tmp_path: Path) -> None:
+    version = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
+    if version < 6:
+        pytest.skip("this kernel lets a process give up less")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (tmp_path / "there").write_text("kept")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", CONFINED, str(server.getsockname()[1])],
+            check=True,
+            cwd=folder,
+            env={"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    assert ran.stdout.split() == ["True", *["False"] * 8]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["own", "there"]
+    assert (tmp_path / "there").read_text() == "kept"

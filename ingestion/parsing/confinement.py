@@ -11,6 +11,8 @@ import signal
 import sys
 from contextlib import suppress
 
+from ingestion.parsing.landlock import restrict_to
+
 FILE_BYTES_MAX = 256 * 1024 * 1024
 OPEN_FILES_MAX = 128
 
@@ -21,7 +23,10 @@ _CLONE_NEWNET = 0x40000000
 
 
 def confine(memory_bytes: int, parent_pid: int) -> None:
-    """Bound this process in memory and files, cut it off the network, tie it to its parent."""
+    """Bound this process in memory and files, cut it off the network, tie it to its parent.
+
+    It can write in its working folder only.
+    """
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, FILE_BYTES_MAX)
     _limit(resource.RLIMIT_NOFILE, OPEN_FILES_MAX)
@@ -33,6 +38,8 @@ def confine(memory_bytes: int, parent_pid: int) -> None:
             libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        with suppress(OSError):
+            restrict_to(os.getcwd())
     if os.getppid() != parent_pid:
         sys.exit("the parent is gone")
 

@@ -291,6 +291,22 @@ async def test_bombs_are_refused_and_the_parent_does_not_grow(
 
 
 @linux_only
+@pytest.mark.parametrize("word", ["word ", "слово "])
+async def test_a_long_text_costs_the_parent_little_beyond_itself(
+    open_pool: OpenPool, word: str
+) -> None:
+    text = word * (50 * MB // len(word.encode()))
+    content = text.encode()
+    pool = open_pool()
+    await pool.parse(b"text", "a.txt")
+    before = restart_memory_peak_kb()
+    parsed = await pool.parse(content, "long.txt")
+    beyond = memory_peak_kb() - before - sys.getsizeof(parsed.text) // 1024
+    assert parsed.text == text
+    assert beyond < 50 * 1024
+
+
+@linux_only
 async def test_a_pdf_that_unpacks_to_a_lot_is_no_burden_to_the_parent(open_pool: OpenPool) -> None:
     shown = b"BT /F1 12 Tf 50 700 Td (Hi there) Tj ET\n"
     content = samples.pdf_of_streams([shown + b"\n" * (100 * MB)])
@@ -328,16 +344,18 @@ async def test_entities_are_not_expanded(open_pool: OpenPool, filename: str) -> 
         assert "boom" not in parsed.text
 
 
-def impostor(folder: Path, *replies: bytes) -> str:
+def impostor(folder: Path, *replies: tuple[bytes, bytes]) -> str:
     """A child that says it is ready, then `replies` whatever it is asked."""
     program = folder / "impostor"
     program.write_text(
         f"#!{sys.executable}\n"
         "import sys\n"
-        "ready = b'{\"ready\": true}'\n"
-        "sys.stdout.buffer.write(len(ready).to_bytes(8, 'big') + ready)\n"
-        f"for reply in {replies!r}:\n"
-        "    sys.stdout.buffer.write(len(reply).to_bytes(8, 'big') + reply)\n"
+        "def say(head, text):\n"
+        "    lengths = len(head).to_bytes(8, 'big') + len(text).to_bytes(8, 'big')\n"
+        "    sys.stdout.buffer.write(lengths + head + text)\n"
+        "say(b'{\"ready\": true}', b'')\n"
+        f"for head, text in {replies!r}:\n"
+        "    say(head, text)\n"
         "sys.stdout.flush()\n"
         "sys.stdin.buffer.read()\n"
     )
@@ -345,35 +363,43 @@ def impostor(folder: Path, *replies: bytes) -> str:
     return str(program)
 
 
-DOCUMENT = b'{"document": {"text": "ab%s", "title": "t", "media_type": "m", "pages": [%s]}}'
+DOCUMENT = b'{"document": {"text": "", "title": "t", "media_type": "m", "pages": [%s]}}'
 
 
 @pytest.mark.parametrize(
     "reply",
     [
-        b"not JSON",
-        b"{}",
-        b'{"document": {"text": 7}}',
-        b'{"document": null, "shell": "rm"}',
-        b"[" * 100_000,
-        DOCUMENT % (b"\\u0000", b""),
-        DOCUMENT % (b"\\ud800", b""),
-        DOCUMENT % (b"", b'{"number": 1, "start": 0, "end": 9}'),
-        DOCUMENT % (b"", b'{"number": 1, "start": 2, "end": 1}'),
-        DOCUMENT % (b"", b'{"number": 1, "start": -1, "end": 1}'),
+        (b"not JSON", b""),
+        (b"{}", b"ab"),
+        (b'{"document": {"text": 7}}', b"ab"),
+        (b'{"document": null, "shell": "rm"}', b"ab"),
+        (b"[" * 100_000, b""),
+        (DOCUMENT % b"", b"ab\0"),
+        (DOCUMENT % b"", b"ab\xed\xa0\x80"),
+        (DOCUMENT % b"", b"ab\xe4"),
+        (DOCUMENT % b'{"number": 1, "start": 0, "end": 9}', b"ab"),
+        (DOCUMENT % b'{"number": 1, "start": 2, "end": 1}', b"ab"),
+        (DOCUMENT % b'{"number": 1, "start": -1, "end": 1}', b"ab"),
     ],
 )
 async def test_a_child_gone_wrong_can_do_no_more_than_lie(
-    open_pool: OpenPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reply: bytes
+    open_pool: OpenPool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    reply: tuple[bytes, bytes],
 ) -> None:
     monkeypatch.setattr(sandbox.sys, "executable", impostor(tmp_path, reply))
     assert (await refusal(open_pool().parse(b"text", "a.txt"))).reason == "crashed the parser"
 
 
+@pytest.mark.parametrize("reply", [(bytes(9 * MB), b""), (DOCUMENT % b"", bytes(3 * MB))])
 async def test_a_child_that_announces_too_much_is_not_listened_to(
-    open_pool: OpenPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    open_pool: OpenPool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    reply: tuple[bytes, bytes],
 ) -> None:
-    monkeypatch.setattr(sandbox.sys, "executable", impostor(tmp_path, bytes(3 * MB)))
+    monkeypatch.setattr(sandbox.sys, "executable", impostor(tmp_path, reply))
     rejected = await refusal(open_pool(parse_output_bytes=MB).parse(b"text", "a.txt"))
     assert rejected.reason == "its text is larger than 1 MB"
 

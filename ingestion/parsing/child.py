@@ -7,7 +7,7 @@ kills it has killed nothing else.
 import os
 import sys
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
 from app.errors import DocumentRejected
@@ -22,10 +22,10 @@ def main() -> None:
     limits = ChildLimits.from_argument(sys.argv[1])
     requests, replies = sys.stdin.buffer, _private_output()
     confine(limits.memory_bytes, limits.parent_pid)
-    write_reply(replies, {"ready": True}, limits.output_bytes)
+    write_reply(replies, {"ready": True}, "", limits.output_bytes)
     while (request := read_request(requests)) is not None:
         limit_time(limits.timeout_seconds)
-        write_reply(replies, _answer(*request), limits.output_bytes)
+        write_reply(replies, *_answer(*request), limits.output_bytes)
 
 
 def _private_output() -> BinaryIO:
@@ -35,16 +35,18 @@ def _private_output() -> BinaryIO:
     return replies
 
 
-def _answer(filename: str, content: bytes) -> dict[str, Any]:
+def _answer(filename: str, content: bytes) -> tuple[dict[str, Any], str]:
+    """What to reply, and the text of the document."""
     try:
-        return {"document": asdict(parse_document(content, filename))}
+        document = parse_document(content, filename)
     except DocumentRejected as refusal:
-        return {"reason": refusal.reason}
+        return {"reason": refusal.reason}, ""
     except MemoryError:
-        return {"out_of_memory": True}
+        return {"out_of_memory": True}, ""
     except Exception:  # noqa: BLE001 - whatever one document brings to light, the next is read
         fault = traceback.format_exc()[-FAULT_CHARS_MAX:]
-        return {"reason": "damaged: it cannot be read", "fault": fault}
+        return {"reason": "damaged: it cannot be read", "fault": fault}, ""
+    return {"document": asdict(replace(document, text=""))}, document.text
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Parses documents in child processes that may be slow, hungry or killed without harm."""
 
 import asyncio
+import codecs
 import os
 import shutil
 import signal
@@ -9,16 +10,17 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 import ingestion
 from app.config import Settings
 from app.errors import DocumentRejected, Unavailable
-from ingestion.parsing.protocol import REPLY_HEADER, ChildLimits, request_header
+from ingestion.parsing.protocol import HEAD_BYTES_MAX, REPLY_HEADER, ChildLimits, request_header
 from ingestion.types import ParsedDocument
 
 CHILD_DOCUMENTS_MAX = 200
@@ -27,7 +29,7 @@ START_TIMEOUT_SECONDS = 60.0
 STDERR_FILE = "stderr.log"
 STDERR_TAIL_BYTES = 4096
 REASON_CHARS_MAX = 300
-PIPE_BUFFER_BYTES = 1024 * 1024
+PIECE_BYTES = 256 * 1024
 
 log: Any = structlog.get_logger(__name__)
 
@@ -84,6 +86,7 @@ class _Reply(BaseModel):
 
     ready: bool = False
     document: ParsedDocument | None = None
+    """Without its text, which comes after it."""
     reason: str | None = None
     too_large: bool = False
     out_of_memory: bool = False
@@ -115,7 +118,7 @@ class _Child:
         child = cls(process, folder, settings)
         try:
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                child.is_ready = (await child._receive()).ready
+                child.is_ready = (await child._receive())[0].ready
         except (TimeoutError, _Crashed):
             raise _does_not_start(child._last_words()) from None
         finally:
@@ -129,7 +132,7 @@ class _Child:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._send(request_header(filename, content), content)
-                reply = await self._receive()
+                reply, text = await self._receive()
         except TimeoutError:
             raise DocumentRejected(self._too_slow()) from None
         except _Crashed:
@@ -143,10 +146,11 @@ class _Child:
             raise DocumentRejected(self._too_large())
         if reply.reason:
             raise DocumentRejected(reply.reason[:REASON_CHARS_MAX])
-        if reply.document is None or not _is_sound(reply.document):
+        document = replace(reply.document, text=text) if reply.document else None
+        if document is None or not _is_sound(document):
             self.is_ready = False
             raise _Crashed
-        return reply.document
+        return document
 
     async def end(self) -> None:
         """Kill the process, whatever it is doing, and remove what it wrote."""
@@ -157,23 +161,37 @@ class _Child:
         await self._process.wait()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
-    async def _send(self, *parts: bytes) -> None:
+    async def _send(self, header: bytes, content: bytes) -> None:
+        """Piece by piece: what the pipe does not take at once is copied."""
         try:
-            for part in parts:
-                self._requests.write(part)
+            self._requests.write(header)
+            for start in range(0, len(content), PIECE_BYTES):
+                self._requests.write(content[start : start + PIECE_BYTES])
                 await self._requests.drain()
         except (BrokenPipeError, ConnectionResetError):
             raise _Crashed from None
 
-    async def _receive(self) -> _Reply:
+    async def _receive(self) -> tuple[_Reply, str]:
         try:
             header = await self._replies.readexactly(REPLY_HEADER.size)
-            (length,) = REPLY_HEADER.unpack(header)
-            if length > self._output_bytes:
+            head_length, text_length = REPLY_HEADER.unpack(header)
+            if head_length > HEAD_BYTES_MAX or text_length > self._output_bytes:
                 raise DocumentRejected(self._too_large())
-            return _Reply.model_validate_json(await self._replies.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionResetError, ValidationError):
+            reply = _Reply.model_validate_json(await self._replies.readexactly(head_length))
+            return reply, await self._receive_text(text_length)
+        except (asyncio.IncompleteReadError, ConnectionResetError, ValueError):
             raise _Crashed from None
+
+    async def _receive_text(self, length: int) -> str:
+        """Decoded as it comes, so that a long text is not held as bytes too."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        text = ""
+        while length:
+            piece = await self._replies.readexactly(min(length, PIECE_BYTES))
+            length -= len(piece)
+            # Python lets a string that nobody else holds grow in place; joining would hold it twice.
+            text += decoder.decode(piece, final=not length)
+        return text
 
     async def _explained(self) -> DocumentRejected | _Crashed:
         """Why the child died, as far as its exit status and its last words tell."""
@@ -222,7 +240,7 @@ async def _spawn(folder: Path, settings: Settings) -> Process:
                 stderr=stderr,
                 cwd=folder,
                 env=_environment(folder),
-                limit=PIPE_BUFFER_BYTES,
+                limit=PIECE_BYTES,
                 # Ctrl-C in a terminal is for the parent, which ends its children itself.
                 start_new_session=True,
             )

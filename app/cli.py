@@ -11,8 +11,10 @@ import typer
 
 from app.commands import asking, library
 from app.commands.demo import demo
+from app.commands.jobs import jobs
 from app.commands.keys import keys
 from app.commands.output import WRONG_USE, AsJson, CommandGroup, console
+from app.commands.status import status
 from app.config import load_settings
 from app.listening import open_listener
 from app.telemetry import configure_logging
@@ -112,9 +114,11 @@ def doctor(as_json: AsJson = False) -> None:
 cli.command()(demo)
 cli.command()(asking.search)
 cli.command()(asking.ask)
+cli.command()(status)
 cli.add_typer(ingestion)
 cli.add_typer(library.collections, name="collections")
 cli.add_typer(library.documents, name="documents")
+cli.add_typer(jobs, name="jobs")
 cli.add_typer(keys, name="keys")
 cli.add_typer(evaluation, name="eval")
 

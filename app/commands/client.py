@@ -50,10 +50,14 @@ class Service:
             reply = await self._client.request(method, path, **request)
         return _checked(reply).json()
 
-    async def stream(self, path: str, body: object) -> AsyncGenerator[tuple[str, Any]]:
-        """The events of a streamed reply, each with its name; an `error` event is raised."""
+    async def stream(self, path: str, body: object = None) -> AsyncGenerator[tuple[str, Any]]:
+        """The events of a streamed reply, each with its name; an `error` event is raised.
+
+        With a body it is sent, else the events are only asked for.
+        """
+        method = "GET" if body is None else "POST"
         with self._reaching():
-            async with self._client.stream("POST", path, json=body) as reply:
+            async with self._client.stream(method, path, json=body) as reply:
                 if not reply.is_success:
                     await reply.aread()
                 _checked(reply)

@@ -1,0 +1,130 @@
+"""`footnote status`: ingestion at a glance, once or until Ctrl-C."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from app.commands.client import ApiKey, Service, Url, with_service
+from app.commands.output import AsJson, console, plain, print_json
+
+WATCH_SECONDS = 1.0
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Draw it anew until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show what waits to be ingested, how fast it goes, what failed, and how the service is.
+
+    With --json and --watch it prints one object a second.
+    """
+
+    async def work(service: Service) -> None:
+        if as_json or not watch:
+            await _print(service, as_json=as_json)
+            while watch:
+                await asyncio.sleep(WATCH_SECONDS)
+                await _print(service, as_json=as_json)
+            return
+        with Live(console=console(), auto_refresh=False) as live:
+            while True:
+                live.update(_drawn(await _state(service)), refresh=True)
+                await asyncio.sleep(WATCH_SECONDS)
+
+    with_service(url, api_key, work)
+
+
+async def _print(service: Service, *, as_json: bool) -> None:
+    state = await _state(service)
+    print_json(state) if as_json else console().print(_drawn(state))
+
+
+async def _state(service: Service) -> dict[str, Any]:
+    # The first one says best what is wrong when the database is away.
+    ingestion = await service.call("GET", "/api/ingestion")
+    return {"health": await service.call("GET", "/health"), "ingestion": ingestion}
+
+
+def _drawn(state: Mapping[str, Any]) -> RenderableType:
+    health, ingestion = state["health"], state["ingestion"]
+    summary = Table.grid(padding=(0, 2))
+    summary.add_row("service", _service(health))
+    summary.add_row(
+        "documents",
+        f"{ingestion['queued']:,} queued, {ingestion['processing']:,} processing,"
+        f" {ingestion['failed']:,} failed",
+    )
+    if ingestion["queued"]:
+        summary.add_row("oldest", f"has waited for {_duration(ingestion['oldest_seconds'])}")
+    summary.add_row("speed", _speed(ingestion))
+    summary.add_row("workers", _workers(ingestion["workers"]))
+    parts: list[RenderableType] = [summary]
+    if ingestion["collections"]:
+        columns = ("queued", "processing", "failed")
+        parts += ["", _collections(ingestion["collections"], columns)]
+    if ingestion["failures"]:
+        parts += ["", _failures(ingestion["failures"])]
+    return Group(*parts)
+
+
+def _service(health: Mapping[str, Any]) -> Text:
+    style = {"ok": "green", "degraded": "yellow"}.get(health["status"], "red")
+    drawn = Text(health["status"], style)
+    for name, check in health["checks"].items():
+        if check["status"] in ("degraded", "down"):
+            drawn.append(f"\n{name}: {plain(check['reason'] or check['status'])}", "yellow")
+    return drawn
+
+
+def _speed(ingestion: Mapping[str, Any]) -> str:
+    rate = f"{ingestion['rate_per_minute']:,.1f} documents a minute"
+    if not ingestion["queued"] + ingestion["processing"]:
+        return f"{rate}; nothing waits"
+    if ingestion["eta_seconds"] is None:
+        return f"{rate}; nobody can say when it is done"
+    return f"{rate}; done in about {_duration(ingestion['eta_seconds'])}"
+
+
+def _workers(workers: Sequence[Mapping[str, Any]]) -> Text:
+    if not workers:
+        return Text("none: `footnote worker` starts one", "yellow")
+    drawn = Text()
+    for number, worker in enumerate(workers):
+        silence = f"{worker['heartbeat_age_seconds']:.0f} s"
+        words = f"heard {silence} ago" if worker["alive"] else f"silent for {silence}"
+        drawn.append(", " if number else "").append(words, "" if worker["alive"] else "red")
+    return drawn
+
+
+def _collections(collections: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    table = Table("collection", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in collections:
+        table.add_row(plain(one["name"]), *(f"{one[column]:,}" for column in columns))
+    return table
+
+
+def _failures(failures: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("job", "collection", "failed", "reason")
+    table = Table(*names, box=None, pad_edge=False, header_style="bold")
+    for one in failures:
+        job = "" if one["job_id"] is None else str(one["job_id"])
+        texts = (job, one["collection"], one["title"], one["reason"] or "")
+        table.add_row(*(Text(plain(text)) for text in texts))
+    return table
+
+
+def _duration(seconds: float) -> str:
+    for unit_seconds, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,7 +1,6 @@
 """What a run reads from the collection and writes into it; a rehearsal only reads."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from app.db.vector_partitions import ensure_index
 from app.failpoints import reach
 from app.telemetry import stage
 from ingestion.pipeline import Original, Tools, process
-from ingestion.sources.files import FileContent, FoundFile, absolute, printable
+from ingestion.sources.base import Content, Item
 from ingestion.writing import (
     Change,
     NewVersion,
@@ -36,8 +35,8 @@ class Books(Protocol):
 
     pipeline_digest: str
 
-    async def known(self, paths: Sequence[Path]) -> dict[str, SourceState]:
-        """What is there already of these files and folders, by URI."""
+    async def known(self, prefixes: Sequence[str]) -> dict[str, SourceState]:
+        """The documents whose URI begins like one of these, by URI."""
         ...
 
     async def write(self, file: SourceFile) -> Change: ...
@@ -48,9 +47,9 @@ class Books(Protocol):
 
     async def delete(self, document_id: UUID) -> None: ...
 
-    async def note(self, document_id: UUID, changed_ns: int | None, root: str | None) -> None: ...
-
-    async def write_notes(self) -> None: ...
+    async def note(self, seen: Sequence[Sighting]) -> None:
+        """Remember how unchanged documents were found."""
+        ...
 
     async def tidy(self) -> None: ...
 
@@ -82,10 +81,9 @@ class _Collection:
         self.pipeline_digest = tools.digest(shelf.settings)
         self._shelf = shelf
         self._tools = tools
-        self._notes: list[Sighting] = []
 
-    async def known(self, paths: Sequence[Path]) -> dict[str, SourceState]:
-        return await _known(self._shelf, self._tools, paths)
+    async def known(self, prefixes: Sequence[str]) -> dict[str, SourceState]:
+        return await _known(self._shelf, self._tools, prefixes)
 
     async def write(self, file: SourceFile) -> Change:
         async def write(connection: AsyncConnection, version: NewVersion) -> Change:
@@ -110,15 +108,11 @@ class _Collection:
         await self._tools.transaction(lambda connection: delete_document(connection, document_id))
         reach("folder.document_deleted")
 
-    async def note(self, document_id: UUID, changed_ns: int | None, root: str | None) -> None:
-        self._notes.append(Sighting(document_id, changed_ns, None, root))
-        if len(self._notes) >= NOTES_AT_ONCE:
-            await self.write_notes()
-
-    async def write_notes(self) -> None:
-        notes, self._notes = self._notes, []
-        await self._tools.transaction(lambda connection: note_unchanged(connection, notes))
-        reach("folder.notes_written")
+    async def note(self, seen: Sequence[Sighting]) -> None:
+        for start in range(0, len(seen), NOTES_AT_ONCE):
+            some = seen[start : start + NOTES_AT_ONCE]
+            await self._tools.transaction(lambda connection: note_unchanged(connection, some))  # noqa: B023 - awaited at once
+            reach("folder.notes_written")
 
     async def tidy(self) -> None:
         """Leave the indexes as fast as they can be."""
@@ -134,8 +128,8 @@ class _Rehearsal:
         self._shelf = shelf
         self._tools = tools
 
-    async def known(self, paths: Sequence[Path]) -> dict[str, SourceState]:
-        return await _known(self._shelf, self._tools, paths) if self._shelf else {}
+    async def known(self, prefixes: Sequence[str]) -> dict[str, SourceState]:
+        return await _known(self._shelf, self._tools, prefixes) if self._shelf else {}
 
     async def write(self, file: SourceFile) -> Change:
         return "added" if file.seen_version_id is None else "updated"
@@ -146,35 +140,28 @@ class _Rehearsal:
 
     async def delete(self, document_id: UUID) -> None: ...
 
-    async def note(self, document_id: UUID, changed_ns: int | None, root: str | None) -> None: ...
-
-    async def write_notes(self) -> None: ...
+    async def note(self, seen: Sequence[Sighting]) -> None: ...
 
     async def tidy(self) -> None: ...
 
 
-async def _known(shelf: Shelf, tools: Tools, paths: Sequence[Path]) -> dict[str, SourceState]:
-    prefixes = [path.as_uri().rstrip("/") for path in map(absolute, paths)]
-
+async def _known(shelf: Shelf, tools: Tools, prefixes: Sequence[str]) -> dict[str, SourceState]:
     async def look(connection: AsyncConnection) -> dict[str, SourceState]:
-        return {
-            state.uri: state
-            for prefix in prefixes
-            for state in await list_sources(connection, shelf.collection_id, prefix)
-        }
+        states = await list_sources(connection, shelf.collection_id, prefixes)
+        return {state.uri: state for state in states}
 
     return await tools.transaction(look)
 
 
-def source_of(
-    file: FoundFile, state: SourceState | None, found: FileContent | None = None
-) -> SourceFile:
+def source_of(item: Item, state: SourceState | None, found: Content | None = None) -> SourceFile:
+    """What is written of an item that was read, or that could not be."""
     return SourceFile(
-        name=printable(Path(file.path.name)),
-        uri=file.uri,
-        root=file.root.as_uri() if file.root else None,
-        size_bytes=len(found.content) if found else file.size_bytes,
-        changed_ns=found.changed_ns if found else file.changed_ns,
+        name=(found.name if found else None) or item.name,
+        uri=item.uri,
+        root=item.root,
+        size_bytes=len(found.content) if found else item.size_bytes or 0,
+        changed_ns=found.changed_ns if found else item.changed_ns,
+        tag=found.tag if found else item.tag,
         seen_version_id=state.version_id if state else None,
         content=found.content if found else b"",
         sha256=found.sha256 if found else b"",

@@ -6,12 +6,12 @@ for every command.
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -30,17 +30,23 @@ SOME_FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130
 
-WATCH_TICK_MS = 1000
-WATCH_PAUSE_SECONDS = 5.0
+EVERY_MINUTES = 15.0
 
 app = typer.Typer(help="Ingest documents.")
 
-Paths = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
+Locations = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders, URLs of pages or sitemaps, s3://BUCKET/PREFIX.",
+        metavar="PATH|URL|s3://…",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
 def ingest(
-    paths: Paths,
+    locations: Locations,
     collection: Annotated[str, typer.Option(help="Made if it is new.")] = "default",
     include: Annotated[
         list[str] | None,
@@ -53,8 +59,18 @@ def ingest(
     watch: Annotated[
         bool, typer.Option("--watch", help="Stay, and follow every change until Ctrl-C.")
     ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="MINUTES",
+            help="With --watch: how often URLs and buckets are looked at.",
+            show_default=f"{EVERY_MINUTES:g}",
+        ),
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
+        bool,
+        typer.Option("--dry-run", help="Only say what would be done, and what it would take."),
     ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try unchanged files that failed before again.")
@@ -63,16 +79,18 @@ def ingest(
         bool, typer.Option("--json", help="Print one JSON object (with --watch: one per change).")
     ] = False,
 ) -> None:
-    """Bring a collection in step with files and folders.
+    """Bring a collection in step with folders, web pages and buckets.
 
-    New and edited files are ingested, unchanged ones cost a look, files gone from a folder are
-    deleted. Cut short, it goes on where it was when it is run again. What .gitignore and
-    .footnoteignore name is left out, and so are hidden files, node_modules and __pycache__.
+    What is new or edited is ingested, what is unchanged costs a look, what is gone from its folder,
+    sitemap or bucket is deleted. Cut short, it goes on where it was when it is run again. In folders,
+    what .gitignore and .footnoteignore name is left out, and so are hidden files, node_modules and
+    __pycache__.
 
     Exit codes: 0 all done, 1 some documents failed, 2 wrong use or no service.
     """
     from ingestion.runner import Order  # noqa: PLC0415 - heavy, and not for every command
-    from ingestion.sources.files import Selection  # noqa: PLC0415 - heavy, as above
+    from ingestion.sources.opening import check_location  # noqa: PLC0415 - heavy, as above
+    from ingestion.sources.selection import Selection  # noqa: PLC0415 - heavy, as above
 
     settings = load_settings(log_level="warning")
     configure_logging(settings)
@@ -81,8 +99,10 @@ def ingest(
         selection.check()
     except ValueError as error:
         raise InvalidInput(f"{error}", hint="Write patterns as in .gitignore.") from error
+    for location in locations:
+        check_location(location)
     order = Order(
-        paths=_existing(paths),
+        locations=locations,
         collection=collection,
         selection=selection,
         retry_failed=retry_failed,
@@ -90,9 +110,12 @@ def ingest(
     )
     if watch and dry_run:
         raise InvalidInput("--watch and --dry-run exclude each other.", hint="Choose one.")
+    if every is not None and not watch:
+        raise InvalidInput("--every says how often --watch looks.", hint="Add --watch.")
+    watch_seconds = 60 * (every or EVERY_MINUTES) if watch else None
     try:
-        report = _ingest(settings, order, watch=watch, as_json=as_json)
-    except KeyboardInterrupt:
+        report = _ingest(settings, order, watch_seconds=watch_seconds, as_json=as_json)
+    except (KeyboardInterrupt, asyncio.CancelledError):
         Console(stderr=True).print("Stopped. What was ingested so far is kept; run it again.")
         raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(SOME_FAILED if report.failures else 0)
@@ -194,28 +217,36 @@ def main() -> None:
 # --- ingest ---------------------------------------------------------------------------------------
 
 
-def _existing(paths: list[Path]) -> list[Path]:
-    for path in paths:
-        if not path.expanduser().exists():
-            raise InvalidInput(f"There is no such path: {path}", hint="Check the path.")
-    return paths
-
-
-def _ingest(settings: Settings, order: "Order", *, watch: bool, as_json: bool) -> "Report":
+def _ingest(
+    settings: Settings, order: "Order", *, watch_seconds: float | None, as_json: bool
+) -> "Report":
     from app.db.schema import ready_database  # noqa: PLC0415 - heavy, and not for every command
 
     with ready_database(settings) as url:
-        return asyncio.run(_ingest_into(settings, url, order, watch=watch, as_json=as_json))
+        return asyncio.run(
+            _ingest_into(settings, url, order, watch_seconds=watch_seconds, as_json=as_json)
+        )
 
 
 async def _ingest_into(
-    settings: Settings, url: str, order: "Order", *, watch: bool, as_json: bool
+    settings: Settings, url: str, order: "Order", *, watch_seconds: float | None, as_json: bool
 ) -> "Report":
+    """One run; then, with `watch_seconds` (between looks at what cannot be watched), for ever."""
+    if (task := asyncio.current_task()) is not None:
+        # As Ctrl-C does: transactions are given up, and what was started is stopped.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with _opened_tools(settings, url) as tools:
         report = await _sync_once(order, tools, is_quiet=as_json)
         _tell(report, order, as_json=as_json)
-        if watch:
-            await _follow(order, tools, report, as_json=as_json)
+        if watch_seconds is not None:
+            from ingestion.following import Follower  # noqa: PLC0415 - for --watch only
+
+            follower = Follower(
+                sync=lambda order: _sync_once(order, tools, is_quiet=True),
+                tell=lambda report: _tell(report, order, as_json=as_json),
+                complain=_complain,
+            )
+            await follower.follow(order, report, watch_seconds)
         return report
 
 
@@ -225,14 +256,16 @@ async def _opened_tools(settings: Settings, url: str) -> "AsyncGenerator[Tools]"
         WRITERS_IDLE_SECONDS,
         open_engine,
     )
+    from app.embedding.lazy import LazyEmbedder  # noqa: PLC0415 - heavy, as above
     from ingestion.pipeline import DATABASE_CONNECTIONS, open_tools  # noqa: PLC0415 - heavy
 
+    embedder = await asyncio.to_thread(LazyEmbedder, settings)
     # One connection more than the pipeline takes, for what tidies up beside it.
     engine = open_engine(
         settings, url, pool_size=DATABASE_CONNECTIONS + 1, idle_seconds=WRITERS_IDLE_SECONDS
     )
     try:
-        async with open_tools(settings, engine) as tools:
+        async with open_tools(settings, engine, embedder) as tools:
             yield tools
     finally:
         await engine.dispose()
@@ -242,40 +275,8 @@ async def _sync_once(order: "Order", tools: "Tools", *, is_quiet: bool) -> "Repo
     from ingestion.progress import shown_progress  # noqa: PLC0415 - not for every command
     from ingestion.runner import sync  # noqa: PLC0415 - heavy, and not for every command
 
-    try:
-        with shown_progress(tools, is_quiet=is_quiet) as progress:
-            return await sync(order, tools, progress)
-    except OSError as error:
-        raise InvalidInput(
-            f"{error.filename} cannot be read: {error.strerror}.", hint="Check the path."
-        ) from error
-
-
-async def _follow(order: "Order", tools: "Tools", told: "Report", *, as_json: bool) -> None:
-    """Ingest again whenever something changes; what goes wrong meanwhile is tried again."""
-    import watchfiles  # noqa: PLC0415 - for --watch only
-
-    complaint = ""
-    is_due = True  # Something may have changed before the watcher stood.
-    watching: AsyncGenerator[set[Any]] = watchfiles.awatch(  # pyright: ignore[reportUnknownMemberType]
-        *order.paths, rust_timeout=WATCH_TICK_MS, yield_on_timeout=True
-    )
-    async for changes in watching:
-        if not changes and not is_due:
-            continue
-        try:
-            report = await _sync_once(order, tools, is_quiet=True)
-        except FootnoteError as error:
-            is_due = True
-            if complaint != error.detail:
-                complaint = error.detail
-                _complain(error)
-            await asyncio.sleep(WATCH_PAUSE_SECONDS)
-            continue
-        is_due, complaint = False, ""
-        if report.has_changes or report.failures != told.failures:
-            _tell(report, order, as_json=as_json)
-            told = report
+    with shown_progress(tools, is_quiet=is_quiet) as progress:
+        return await sync(order, tools, progress)
 
 
 def _tell(report: "Report", order: "Order", *, as_json: bool) -> None:
@@ -286,6 +287,8 @@ def _tell(report: "Report", order: "Order", *, as_json: bool) -> None:
                     "collection": order.collection,
                     "dry_run": order.is_rehearsal,
                     **report.counts,
+                    "chunks": report.chunks,
+                    "embedded": report.embedded,
                     "failures": [
                         {"path": failure.path, "reason": failure.reason}
                         for failure in report.failures
@@ -300,7 +303,8 @@ def _tell(report: "Report", order: "Order", *, as_json: bool) -> None:
         typer.echo(f"failed: {failure.path}: {failure.reason}", err=True)
     if order.is_rehearsal:
         typer.echo("This is what would be done; nothing was changed.", err=True)
-    typer.echo(", ".join(f"{outcome} {count}" for outcome, count in report.counts.items()))
+    counts = {**report.counts, "chunks": report.chunks, "embedded": report.embedded}
+    typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 def _complain(error: FootnoteError) -> None:

@@ -53,10 +53,12 @@ class RoundEmbedder:
     """Embeds for many documents at once, in a thread of its own.
 
     While one round is computed the next one gathers, so rounds grow with the load: a lone
-    document starts at once, and many small ones share full batches.
+    document starts at once, and many small ones share full batches. `embedded_count` counts the
+    texts that the model was given.
     """
 
     def __init__(self, embedder: Embedder) -> None:
+        self.embedded_count = 0
         self._embedder = embedder
         self._recent: dict[str, NDArray[np.float32]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rounds")
@@ -116,6 +118,7 @@ class RoundEmbedder:
             with stage("ingest", "embed_round"):
                 vectors.update(zip(new, self._embedder.embed(new, "document"), strict=True))
             CHUNKS_EMBEDDED.inc(len(new))
+            self.embedded_count += len(new)
         self._recent.update((text, vectors[text]) for text in new)
         for text in list(islice(self._recent, max(0, len(self._recent) - RECENT_TEXTS))):
             del self._recent[text]

@@ -14,7 +14,7 @@ from app.config import Settings
 from app.db.collection_settings import CollectionSettings
 from app.db.documents import reserve_chunk_ids
 from app.db.transactions import in_transaction
-from app.db.vectors import known_vectors, register_model
+from app.db.vectors import find_model, known_vectors, register_model
 from app.embedding.base import Embedder, Vectors
 from app.embedding.loading import open_embedder
 from app.errors import DocumentRejected
@@ -214,15 +214,17 @@ class Tools:
             )
 
     async def model_id(self) -> int:
-        async def register(connection: AsyncConnection) -> int:
-            return await register_model(
-                connection,
-                name=self.embedder.name,
-                digest=self.embedder.digest,
-                dimensions=self.embedder.dimensions,
+        """The id of the model, which is loaded only if it was never used with this database."""
+        digest = self.embedder.digest
+        known = await self.transaction(lambda connection: find_model(connection, digest))
+        if known is not None:
+            return known
+        dimensions = await asyncio.to_thread(lambda: self.embedder.dimensions)
+        return await self.transaction(
+            lambda connection: register_model(
+                connection, name=self.embedder.name, digest=digest, dimensions=dimensions
             )
-
-        return await self.transaction(register)
+        )
 
     async def close(self) -> None:
         await self.rounds.close()

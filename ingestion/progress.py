@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ingestion.pipeline import Tools
-from ingestion.sources.files import FoundFile
+from ingestion.sources.base import Item
 
-FILE_COST_BYTES = 4096
-"""What a file costs besides its bytes, so that many small ones are not taken for nothing."""
+ITEM_COST_BYTES = 4096
+"""What an item costs besides its bytes, so that many small ones are not taken for nothing."""
 
 
 class ProgressBar:
-    """Counts files for people, and bytes for the time left, because files differ in size."""
+    """Counts items for people, and bytes for the time left, because items differ in size."""
 
     def __init__(self, shown: Progress, task: TaskID, tools: Tools) -> None:
         self._shown = shown
@@ -23,21 +23,21 @@ class ProgressBar:
         self._tools = tools
         self._chunks_before = tools.chunks_count
         self._started = monotonic()
-        self._files_count = self._files_done = 0
+        self._items_count = self._items_done = 0
 
-    def begin(self, files_count: int, bytes_count: int) -> None:
-        self._files_count = files_count
-        self._shown.update(self._task, total=bytes_count + files_count * FILE_COST_BYTES)
+    def begin(self, items_count: int, bytes_count: int) -> None:
+        self._items_count = items_count
+        self._shown.update(self._task, total=bytes_count + items_count * ITEM_COST_BYTES)
 
-    def advance(self, file: FoundFile) -> None:
-        self._files_done += 1
+    def advance(self, item: Item) -> None:
+        self._items_done += 1
         seconds = max(0.001, monotonic() - self._started)
         chunks_per_second = (self._tools.chunks_count - self._chunks_before) / seconds
         self._shown.update(
             self._task,
-            advance=file.size_bytes + FILE_COST_BYTES,
-            state=f"{self._files_done}/{self._files_count} files"
-            f"  {self._files_done / seconds:.1f} files/s  {chunks_per_second:.0f} chunks/s",
+            advance=(item.size_bytes or 0) + ITEM_COST_BYTES,
+            state=f"{self._items_done}/{self._items_count} documents"
+            f"  {self._items_done / seconds:.1f} documents/s  {chunks_per_second:.0f} chunks/s",
         )
 
 

@@ -29,15 +29,16 @@ from app.errors import (
 from app.jobs import Jobs
 from ingestion.pipeline import Tools, open_tools
 from ingestion.runner import Order, Report, sync
-from ingestion.sources.files import FoundFile, Selection
+from ingestion.sources.base import Item
+from ingestion.sources.selection import Selection
 from tests.doubles.word_embedder import WordEmbedder, vector_of
 from tests.index_state import assert_consistent, contents, generation
 
 
 class Silence:
-    def begin(self, files_count: int, bytes_count: int) -> None: ...
+    def begin(self, items_count: int, bytes_count: int) -> None: ...
 
-    def advance(self, file: FoundFile) -> None: ...
+    def advance(self, item: Item) -> None: ...
 
 
 @pytest.fixture
@@ -307,7 +308,7 @@ async def test_a_missing_folder_deletes_nothing(
     put(docs, "a.md", "# A", *sections("one"))
     await run(tools, docs)
     docs.rename(docs.with_name("moved"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InvalidInput, match="no such path"):
         await run(tools, docs)
     assert len(await contents(engine)) == 1
 

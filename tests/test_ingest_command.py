@@ -47,7 +47,7 @@ def docs(tmp_path: Path) -> Path:
 def command(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`footnote …` in this process, with a quick model; the result has its output and exit code."""
     monkeypatch.setenv("FOOTNOTE_DATABASE_URL", database_url)
-    monkeypatch.setattr("ingestion.pipeline.open_embedder", lambda _: WordEmbedder())
+    monkeypatch.setattr("app.embedding.lazy.open_embedder", lambda _: WordEmbedder())
     monkeypatch.setattr("ingestion.cli.configure_logging", lambda _: None)
 
     def run(*arguments: object) -> Result:
@@ -64,7 +64,7 @@ def test_counts_and_exit_codes(command: Command, docs: Path) -> None:
     result = command("ingest", docs)
     assert (result.exit_code, last_line(result)) == (
         0,
-        "added 2, updated 0, unchanged 0, deleted 0, failed 0",
+        "added 2, updated 0, unchanged 0, deleted 0, failed 0, chunks 2, embedded 2",
     )
     put(docs, "c.md", "")
     (docs / "b.md").unlink()
@@ -72,7 +72,7 @@ def test_counts_and_exit_codes(command: Command, docs: Path) -> None:
     result = command("ingest", docs)
     assert (result.exit_code, last_line(result)) == (
         1,
-        "added 0, updated 1, unchanged 0, deleted 1, failed 1",
+        "added 0, updated 1, unchanged 0, deleted 1, failed 1, chunks 2, embedded 1",
     )
     assert f"failed: {docs / 'c.md'}: " in result.stderr
     assert "empty" in result.stderr
@@ -96,6 +96,8 @@ def test_json_is_one_object(command: Command, docs: Path) -> None:
         "unchanged": 0,
         "deleted": 0,
         "failed": 1,
+        "chunks": 2,
+        "embedded": 2,
     }
 
 
@@ -103,7 +105,7 @@ def test_a_dry_run_changes_nothing(command: Command, docs: Path) -> None:
     for _ in range(2):
         result = command("ingest", docs, "--dry-run")
         assert result.exit_code == 0
-        assert last_line(result) == "added 2, updated 0, unchanged 0, deleted 0, failed 0"
+        assert "added 2, updated 0, unchanged 0, deleted 0, failed 0" in result.stdout
         assert "nothing was changed" in result.stderr
 
 
@@ -134,7 +136,7 @@ def test_what_is_away_is_said(
     def refuse(_: Settings) -> Embedder:
         raise EmbeddingUnavailable("There is no such model.")
 
-    monkeypatch.setattr("ingestion.pipeline.open_embedder", refuse)
+    monkeypatch.setattr("app.embedding.lazy.open_embedder", refuse)
     assert "no such model" in str(command("ingest", docs).exception)
     monkeypatch.setenv("FOOTNOTE_DATABASE_URL", "postgresql://127.0.0.1:1/none")
     assert "cannot be reached" in str(command("ingest", docs).exception)
@@ -149,12 +151,12 @@ async def test_watching_follows_changes_and_survives_trouble(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     embedder = WordEmbedder()
-    monkeypatch.setattr("ingestion.pipeline.open_embedder", lambda _: embedder)
-    monkeypatch.setattr("ingestion.cli.WATCH_TICK_MS", 100)
-    monkeypatch.setattr("ingestion.cli.WATCH_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("app.embedding.lazy.open_embedder", lambda _: embedder)
+    monkeypatch.setattr("ingestion.following.WATCH_TICK_MS", 100)
+    monkeypatch.setattr("ingestion.following.PAUSE_SECONDS", 0.1)
     order = Order([docs], "default")
     watching = asyncio.create_task(
-        cli._ingest_into(settings, database_url, order, watch=True, as_json=True)
+        cli._ingest_into(settings, database_url, order, watch_seconds=60, as_json=True)
     )
 
     async def until(count: int) -> None:

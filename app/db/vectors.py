@@ -16,6 +16,12 @@ _REGISTRATION = 0x6D6F6465
 """The advisory lock of whoever registers a model."""
 
 
+async def find_model(connection: AsyncConnection, digest: str) -> int | None:
+    """The id of the model with this digest; None when it never was registered here."""
+    known = await connection.execute(_MODEL_ID, {"digest": digest})
+    return known.scalar()
+
+
 async def register_model(
     connection: AsyncConnection, *, name: str, digest: str, dimensions: int
 ) -> int:
@@ -24,13 +30,11 @@ async def register_model(
     Safe when several processes register the same model at once. Making a partition locks `chunks`
     against writers until the transaction ends, so give it a short transaction of its own.
     """
-    known = await connection.execute(_MODEL_ID, {"digest": digest})
-    if (model_id := known.scalar()) is not None:
-        return int(model_id)
+    if (known := await find_model(connection, digest)) is not None:
+        return known
     await connection.execute(_LOCK, {"lock": _REGISTRATION})
-    known = await connection.execute(_MODEL_ID, {"digest": digest})
-    if (model_id := known.scalar()) is not None:
-        return int(model_id)
+    if (known := await find_model(connection, digest)) is not None:
+        return known
     inserted = await connection.execute(
         _INSERT_MODEL, {"name": name, "digest": digest, "dimensions": dimensions}
     )

@@ -99,7 +99,13 @@ class ItemUnreadable(Exception):
 
 
 class ItemGone(Exception):
-    """The item was deleted at its source since it was listed, or since it was named (a 410)."""
+    """The item was deleted at its source since it was listed, or since it was named (a 410).
+
+    Its document goes too. Of one that never was ingested the message says what people should know.
+    """
+
+    def __init__(self, reason: str = "it is no longer there") -> None:
+        super().__init__(reason)
 
 
 class Source(Protocol):

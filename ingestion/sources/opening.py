@@ -9,7 +9,8 @@ from ingestion.sources.base import Source
 from ingestion.sources.files import absolute, open_folder
 from ingestion.sources.selection import Selection
 
-SCHEMES = frozenset({"http", "https", "s3"})
+WEB = frozenset({"http", "https", "sitemap+http", "sitemap+https"})
+BUCKETS = frozenset({"s3", "gs", "az"})
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -23,7 +24,7 @@ def check_location(location: str) -> None:
     scheme = _scheme(location)
     if scheme is None:
         absolute(Path(location))
-    elif scheme not in SCHEMES:
+    elif scheme not in WEB | BUCKETS:
         raise InvalidInput(
             f"Footnote cannot ingest from {scheme}: locations: {location}",
             hint="Give a path, a URL that begins with http:// or https://, or s3://bucket/…",
@@ -36,17 +37,16 @@ def open_source(location: str, selection: Selection, settings: Settings) -> Sour
     Nothing is read yet. What web and buckets need is imported by the first location that asks.
     """
     check_location(location)
-    match _scheme(location):
-        case None:
-            return open_folder(location, selection)
-        case "s3":
-            from ingestion.sources.s3 import open_bucket  # noqa: PLC0415 - only where it is asked for
+    scheme = _scheme(location)
+    if scheme is None:
+        return open_folder(location, selection)
+    if scheme in BUCKETS:
+        from ingestion.sources.s3 import open_bucket  # noqa: PLC0415 - only where it is asked for
 
-            return open_bucket(location, selection, settings)
-        case _:
-            from ingestion.sources.web import open_web  # noqa: PLC0415 - as above
+        return open_bucket(location, selection, settings)
+    from ingestion.sources.web import open_web  # noqa: PLC0415 - as above
 
-            return open_web(location, selection, settings)
+    return open_web(location, selection, settings)
 
 
 def _scheme(location: str) -> str | None:

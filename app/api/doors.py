@@ -55,7 +55,7 @@ DOORS = (
     Door("GET", "/api/collections/{name}/duplicates", "read"),
     Door("POST", "/api/documents/{document_id}/retry", "write"),
     Door("GET", "/api/jobs", "read"),
-    Door("POST", "/api/jobs/retry", "write"),
+    Door("POST", "/api/jobs/retry", "write", patient=True),
     Door("GET", "/api/jobs/{job_id}", "read"),
     Door("POST", "/api/jobs/{job_id}/cancel", "write"),
     Door("POST", "/api/jobs/{job_id}/retry", "write"),

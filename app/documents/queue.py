@@ -13,8 +13,8 @@ from typing import Any, cast
 from urllib.parse import unquote
 from uuid import UUID
 
+from sqlalchemy import case, select
 from sqlalchemy import cast as sql_cast
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Uuid
 
@@ -144,7 +144,7 @@ class Queue:
         """
         if not 1 <= limit <= self._settings.max_limit:
             raise InvalidInput(f"limit must be between 1 and {self._settings.max_limit}.")
-        wanted = [*visible(caller), Document.job_id == JOBS.c.id]
+        wanted = [*visible(caller), _IS_LATEST]
         if status is not None:
             wanted.append(Document.status == status)
         if cursor is not None:
@@ -347,6 +347,8 @@ _STATES = (
     .join(Document, Document.id == sql_cast(JOBS.c.args["document_id"].astext, Uuid))
     .join(Collection, Collection.id == Document.collection_id)
 )
+# A planner that saw the comparison would think that next to no job is the latest, and sort them all.
+_IS_LATEST = case((Document.job_id == JOBS.c.id, True), else_=False)
 _DOCUMENT_IDS = select(Document.id, Document.collection_id).join(
     Collection, Collection.id == Document.collection_id
 )

@@ -119,18 +119,26 @@ class BucketSource:
         return [self.location]
 
     async def changes(self, known: Mapping[str, SourceState]) -> Listing:
-        """As `Source` says; raises Unavailable for a bucket that cannot be listed."""
-        del known
+        """As `Source` says; raises Unavailable for a bucket that cannot be listed.
+
+        Raises InvalidInput where there is nothing, and never was as far as we know.
+        """
         try:
             single = await self._single()
             if single is not None:
                 return Listing([single])
-            return await self._list_all()
+            if self.location in known:
+                # It was an object by itself, and reading it will tell that it is gone.
+                return Listing([Item(self.location, self._key.rpartition("/")[2])])
+            listing = await self._list_all()
         except (BaseError, OSError) as error:
             raise Unavailable(
                 f"{self.location} cannot be listed: {_reason(error)}.",
                 hint="Nothing was changed. Check the bucket's name, endpoint and credentials.",
             ) from error
+        if not (listing.items or listing.unlisted or any(map(listing.has_lost, known.values()))):
+            raise InvalidInput(f"There is nothing at {self.location}.", hint="Check the prefix.")
+        return listing
 
     async def read(self, item: Item, known: SourceState | None, max_bytes: int) -> Content | None:
         if item.size_bytes is not None and item.size_bytes > max_bytes:

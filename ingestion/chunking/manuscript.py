@@ -14,8 +14,8 @@ Path = tuple[int, ...]
 class Manuscript:
     """`pages[i]` and `paths[i]` are of block i. All weights are tokens.
 
-    A passage weighs `limit` at most, without what it repeats; `reach` is half of that, and one
-    under `tiny` is too small to stand alone.
+    A passage weighs `limit` at most, without what it repeats; one under `tiny` is too small to
+    stand alone.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Manuscript:
         blocks = self.blocks
         self.paths = _paths(blocks)
         self.limit = chunking.tokens - chunking.overlap
-        self.reach, self.tiny = self.limit // 2, self.limit // 8
+        self.tiny = self.limit // 8
         self._tokens = chunking.tokens
         self._overlap = chunking.overlap
         named = [index for index, block in enumerate(blocks) if block.heading]

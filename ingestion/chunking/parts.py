@@ -74,10 +74,11 @@ def _key(text: str, place: int) -> int:
 
     Either side can make it a high one, so that an edit on one side seldom lowers it.
     """
-    sides = (text[max(0, place - KEY_CHARS) : place], text[place : place + KEY_CHARS])
+    before = text[max(0, place - KEY_CHARS) : place].encode("utf-8", "replace")
+    after = text[place : place + KEY_CHARS].encode("utf-8", "replace")
     return max(
-        int.from_bytes(blake2b(side.encode("utf-8", "replace"), digest_size=8, salt=salt).digest())
-        for side, salt in zip(sides, (b"before", b"after"), strict=True)
+        int.from_bytes(blake2b(before, digest_size=7).digest()),
+        int.from_bytes(blake2b(after, digest_size=7, salt=b"after").digest()),
     )
 
 
@@ -111,7 +112,7 @@ class _PartsReader:
             index not in self._breaks
             and self._script.paths[index][: len(self._script.paths[last])]
             == self._script.paths[last]
-            and self._scale.weigh(start, self._script.blocks[last].end) <= self._script.reach
+            and self._scale.weigh(start, self._script.blocks[last].end) <= self._script.limit // 2
         )
 
     def _flush(self) -> None:

@@ -26,9 +26,7 @@ def grouped_pieces(script: Manuscript) -> list[Piece]:
     """The blocks, or the parts of heavy ones, that are taken together as passages."""
     tables = TableContexts(script.text, script.blocks, script.scale, script.limit)
     parts = read_parts(script, tables)
-    ranges = group(
-        parts, script.scale, limit=script.limit, reach=script.reach, tiny=script.tiny
-    )
+    ranges = group(parts, script.scale, limit=script.limit, tiny=script.tiny)
     return [_piece(parts[first:last], tables) for first, last in ranges]
 
 

@@ -89,6 +89,11 @@ def xlsx(name: str, rows: Iterable[Sequence[str]]) -> bytes:
         + "</row>"
         for line, cells in enumerate(rows, 1)
     )
+    return sheet_of(data, name)
+
+
+def sheet_of(data: str, name: str = "Sheet") -> bytes:
+    """A workbook of one sheet around `data`, its rows in SpreadsheetML."""
     return zipped(
         {
             "[Content_Types].xml": _content_types(

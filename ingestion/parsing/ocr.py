@@ -35,8 +35,11 @@ def languages() -> str:
 
 
 def read_page(pdf: Pdf, index: int) -> str:
-    """The text in the picture of a page."""
-    return "\n\n".join(read_picture(pdf.picture(index, DOTS_PER_INCH, PIXELS_MAX)))
+    """The text in the picture of a page; none where it cannot be read, so that others can be."""
+    try:
+        return "\n\n".join(read_picture(pdf.picture(index, DOTS_PER_INCH, PIXELS_MAX)))
+    except DocumentRejected:
+        return ""
 
 
 def read_picture(content: bytes) -> list[str]:

@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from app.config import Settings
+from app.urls import Refused, checked_url
 from ingestion.sources.base import ItemUnreadable
 from ingestion.sources.fetching import REDIRECTS_MAX, WebClient
-from ingestion.sources.guard import Address, GuardedBackend, Refused, checked_url, is_open
+from ingestion.sources.guard import Address, GuardedBackend, is_open
 from tests.doubles.web_server import Answer, Request, WebServer, serving_web
 
 MAX_BYTES = 1024 * 1024

@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.config import Settings
 from app.errors import InvalidInput, Unavailable
+from app.urls import checked_url
 from ingestion.pipeline import Tools, open_tools
 from ingestion.runner import Order, Report, sync
 from ingestion.sources import robots, sitemaps
 from ingestion.sources.base import Item, ItemUnreadable
 from ingestion.sources.fetching import WebClient, retry_after_seconds
-from ingestion.sources.guard import checked_url
 from ingestion.sources.naming import name_of_reply
 from ingestion.sources.robots import Robots, forbids_indexing, parse_rules
 from ingestion.sources.selection import Selection

@@ -20,8 +20,9 @@ import httpcore
 import httpx
 
 from app.config import Settings
+from app.urls import Refused, checked_url
 from ingestion.sources.base import ItemUnreadable, too_large
-from ingestion.sources.guard import GuardedTransport, Refused, Resolve, checked_url, resolve_host
+from ingestion.sources.guard import GuardedTransport, Resolve, resolve_host
 from ingestion.sources.inflating import Broken, Inflater, TooMuch
 
 REDIRECTS_MAX = 5

@@ -6,7 +6,6 @@ written. Redirects come through here again, hop by hop.
 """
 
 import asyncio
-import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from ipaddress import (
@@ -22,21 +21,14 @@ from typing import cast
 import httpcore
 import httpx
 
-URL_CHARS_MAX = 2048
+from app.urls import Refused
+
 ADDRESSES_TRIED = 4
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 """The addresses of a name, for a port; raises OSError."""
-
-
-class Refused(Exception):
-    """Footnote does not go there; `reason` is for people."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -104,47 +96,13 @@ def _meant(address: Address) -> Address:
     return address
 
 
-# --- addresses in the other sense -----------------------------------------------------------------
-
-_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
-_NUMERIC = re.compile(r"(?:[^:]*\.)?(?:0x[0-9a-f]*|[0-9]+)\.?", re.IGNORECASE)
-
-
-def checked_url(text: str) -> httpx.URL:
-    """The URL without its fragment; raises Refused for one that no document is at.
-
-    Only http and https, no name and password, and an IP address in its usual form only.
-    """
-    if len(text) > URL_CHARS_MAX:
-        raise Refused(f"its URL is longer than {URL_CHARS_MAX} characters")
-    try:
-        url = httpx.URL(text).copy_with(fragment=None)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise Refused(f"its URL cannot be understood: {error}") from error
-    if url.scheme not in ("http", "https"):
-        raise Refused("only http and https URLs are read")
-    if url.userinfo:
-        raise Refused("a URL must not hold a name or a password")
-    host = url.raw_host.decode("ascii")
-    if not _HOST.fullmatch(host):
-        raise Refused("its URL names no host")
-    if url.port is not None and not 0 < url.port < 65536:
-        raise Refused("its URL has a port that does not exist")
-    if _NUMERIC.fullmatch(host):
-        try:
-            IPv4Address(host)
-        except ValueError:
-            raise Refused("its URL holds an IP address in an unusual form") from None
-    return url
+# --- connections ----------------------------------------------------------------------------------
 
 
 async def resolve_host(host: str, port: int) -> Sequence[Address]:
     """What the system's resolver knows of the name."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [ip_address(address[0]) for *_, address in found]
-
-
-# --- connections ----------------------------------------------------------------------------------
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):

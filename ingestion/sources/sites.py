@@ -6,8 +6,8 @@ from urllib.parse import unquote
 
 import httpx
 
+from app.urls import Refused, checked_url
 from ingestion.sources.base import ItemUnreadable
-from ingestion.sources.guard import Refused, checked_url
 from ingestion.sources.selection import Selection
 from ingestion.sources.sitemaps import Entry, NotASitemap, Sitemap
 

@@ -13,9 +13,10 @@ import structlog
 from app.config import Settings
 from app.db.documents import SourceState
 from app.errors import InvalidInput, Unavailable
+from app.urls import Refused, checked_url
 from ingestion.sources.base import Content, Item, ItemGone, ItemUnreadable, Listing, Unlisted
 from ingestion.sources.fetching import Reply, WebClient
-from ingestion.sources.guard import Refused, Resolve, checked_url, resolve_host
+from ingestion.sources.guard import Resolve, resolve_host
 from ingestion.sources.naming import name_of, name_of_reply
 from ingestion.sources.robots import Robots, forbids_indexing
 from ingestion.sources.selection import Selection

@@ -187,6 +187,14 @@ class EmbeddingUnavailable(Unavailable):
     default_hint = "Check FOOTNOTE_EMBEDDING_MODEL; `footnote doctor` says more."
 
 
+class ScanUnavailable(Unavailable):
+    """A collection asks for a scan for personal data, and the packages for it are not installed."""
+
+    code = "scan_unavailable"
+    title = "Documents cannot be scanned for personal data here"
+    default_hint = "Install the packages of the extra: pip install 'footnote[pii]'."
+
+
 class GenerationUnavailable(Unavailable):
     code = "generation_unavailable"
     title = "No model can answer right now"

@@ -1,6 +1,6 @@
 """What a run reads from the collection and writes into it; a rehearsal only reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -43,7 +43,13 @@ class Books(Protocol):
 
     async def restore(self, file: SourceFile) -> None: ...
 
-    async def fail(self, file: SourceFile, reason: str, pipeline_digest: str | None) -> None: ...
+    async def fail(
+        self,
+        file: SourceFile,
+        reason: str,
+        pipeline_digest: str | None,
+        refused: Mapping[str, int] | None = None,
+    ) -> None: ...
 
     async def delete(self, document_id: UUID) -> None: ...
 
@@ -97,10 +103,16 @@ class _Collection:
             lambda connection: restore_file(connection, self._shelf, file)
         )
 
-    async def fail(self, file: SourceFile, reason: str, pipeline_digest: str | None) -> None:
+    async def fail(
+        self,
+        file: SourceFile,
+        reason: str,
+        pipeline_digest: str | None,
+        refused: Mapping[str, int] | None = None,
+    ) -> None:
         await self._tools.transaction(
             lambda connection: record_failed_file(
-                connection, self._shelf, file, reason, pipeline_digest
+                connection, self._shelf, file, reason, pipeline_digest, refused
             )
         )
 
@@ -136,7 +148,13 @@ class _Rehearsal:
 
     async def restore(self, file: SourceFile) -> None: ...
 
-    async def fail(self, file: SourceFile, reason: str, pipeline_digest: str | None) -> None: ...
+    async def fail(
+        self,
+        file: SourceFile,
+        reason: str,
+        pipeline_digest: str | None,
+        refused: Mapping[str, int] | None = None,
+    ) -> None: ...
 
     async def delete(self, document_id: UUID) -> None: ...
 

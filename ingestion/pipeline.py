@@ -2,11 +2,11 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -25,6 +25,7 @@ from ingestion.chunking import CHUNKING_VERSION, split
 from ingestion.embedding import RoundEmbedder, assemble, new_texts
 from ingestion.parsing import PARSING_VERSION
 from ingestion.parsing.sandbox import ParserPool
+from ingestion.personal_data import SCAN_VERSION, scan
 from ingestion.signatures import sign
 from ingestion.types import Chunking, ParsedDocument, embedded_text
 from ingestion.writing import NewVersion, Passages, Shelf
@@ -34,11 +35,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A document as it was given to us; the name's suffix helps to tell what it is."""
+    """A document as it was given to us; the name's suffix helps to tell what it is.
+
+    `given` is the metadata that came with it.
+    """
 
     filename: str
     sha256: bytes
     content: bytes = field(repr=False)
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 Write = Callable[[AsyncConnection, NewVersion], Awaitable[Result]]
@@ -61,12 +66,14 @@ async def process(
 ) -> Result:
     """From bytes to a version that serves.
 
-    Raises DocumentRejected with a reason for people, EmbeddingUnavailable, and what transactions
-    raise.
+    Raises DocumentRejected with a reason for people, EmbeddingUnavailable, ScanUnavailable, and
+    what transactions raise.
     """
     report("parsing", 0, 0)
     parsed = await parse(original, tools)
     reach("pipeline.parsed")
+    original, parsed = await protect(original, parsed, shelf, tools)
+    reach("pipeline.scanned")
     report("chunking", 0, 0)
     passages = await chunk(parsed, shelf, tools)
     reach("pipeline.chunked")
@@ -79,6 +86,19 @@ async def process(
 async def parse(original: Original, tools: "Tools") -> ParsedDocument:
     with stage("ingest", "parse"):
         return await tools.parsers.parse(original.content, original.filename)
+
+
+async def protect(
+    original: Original, parsed: ParsedDocument, shelf: Shelf, tools: "Tools"
+) -> tuple[Original, ParsedDocument]:
+    """Both as the collection's policy on personal data lets them be kept.
+
+    Raises PersonalDataRefused, and ScanUnavailable where it cannot be looked for.
+    """
+    with stage("ingest", "scan"):
+        policy = shelf.settings.personal_data
+        kept, given = await tools.compute(scan, parsed, original.given, policy)
+        return replace(original, given=given), kept
 
 
 async def chunk(parsed: ParsedDocument, shelf: Shelf, tools: "Tools") -> Passages:
@@ -132,6 +152,7 @@ async def store(
             passages=passages,
             vectors=vectors,
             first_chunk_id=await tools.transaction(reserve),
+            given=original.given,
         )
         reach("pipeline.ids_reserved")
         result = await tools.transaction(lambda connection: write(connection, version))
@@ -159,6 +180,8 @@ def digest_of(embedder: Embedder, chunking: Chunking, own: CollectionSettings) -
     """Names everything that shapes a version: equal digests make equal versions of an original."""
     versions = [PARSING_VERSION, CHUNKING_VERSION, TERMS_VERSION]
     shaped = [chunking.tokens, chunking.overlap, chunking.strategy, own.personal_data]
+    if own.personal_data != "off":
+        shaped.append(SCAN_VERSION)
     return hashlib.sha256(repr([*versions, *shaped, embedder.digest]).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from app.db.documents import Sighting, SourceState
 from app.errors import DocumentRejected, FootnoteError
 from app.telemetry import DOCUMENTS
 from ingestion.books import Books, open_books, source_of
+from ingestion.personal_data import PersonalDataRefused
 from ingestion.pipeline import Tools
 from ingestion.sources.base import (
     Content,
@@ -241,6 +242,7 @@ class _Run:
     async def _take(self, found: _Found) -> None:
         """Read and compare; only then work."""
         item, content, reason, is_final = found.item, None, "", False
+        refused: Mapping[str, int] | None = None
         for attempt in range(ATTEMPTS):
             try:
                 known = self._settled(item)
@@ -258,6 +260,7 @@ class _Run:
                     await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
             except DocumentRejected as error:
                 reason, is_final = error.reason, not error.retryable
+                refused = error.counts if isinstance(error, PersonalDataRefused) else None
                 if is_final:
                     break
             except Superseded:
@@ -273,6 +276,7 @@ class _Run:
             source_of(item, self._known.get(item.uri), content),
             reason,
             self._books.pipeline_digest if is_final else None,
+            refused,
         )
         return self.report.fail(item, reason)
 

@@ -46,7 +46,7 @@ class ParsedDocument:
     "simple" for a language without a stemmer. `metadata` holds strings, numbers, booleans and
     lists of strings only. `code_language` is that of a text whose markup is "code", where it is
     one of those known; `outline` are its functions, classes and the like, in order, where they
-    could be told apart.
+    could be told apart. `personal_data` counts what a scan found, by kind; None without one.
     """
 
     text: str
@@ -59,6 +59,7 @@ class ParsedDocument:
     markup: Markup = "markdown"
     code_language: CodeLanguage | None = None
     outline: tuple[Section, ...] = ()
+    personal_data: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

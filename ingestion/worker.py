@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Self
 from uuid import UUID
@@ -25,7 +26,9 @@ from app.failpoints import reach
 from app.jobs import Jobs, RetryLater
 from app.telemetry import DOCUMENTS
 from ingestion.noting import ProgressNotes
+from ingestion.personal_data import PersonalDataRefused
 from ingestion.pipeline import DATABASE_CONNECTIONS, Original, Tools, open_tools, process
+from ingestion.rebuilding import Rebuilder
 from ingestion.writing import (
     Claim,
     NewVersion,
@@ -44,6 +47,7 @@ RETRY_PAUSES_SECONDS = (2.0, 8.0, 30.0, 60.0, 120.0)
 RECONNECT_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
 
 RESCUE_SECONDS = 10.0
+REBUILD_SECONDS = 10.0
 TIDY_SECONDS = 60.0
 FORGET_SECONDS = 3600.0
 
@@ -75,7 +79,8 @@ async def run_worker(
         await jobs.open()
         stack.push_async_callback(jobs.close)
         worker = await stack.enter_async_context(Worker(settings, engine, embedder))
-        maintenance = asyncio.create_task(Maintenance(engine, jobs).run())
+        rebuilder = Rebuilder(engine, jobs, worker.opened_tools)
+        maintenance = asyncio.create_task(Maintenance(engine, jobs, rebuilder.queue_outdated).run())
         stack.push_async_callback(_cancelled, maintenance)
         await _work(worker, jobs, engine, concurrency=concurrency, stop=stop)
 
@@ -143,7 +148,7 @@ class Worker:
     async def process_document(self, document_id: UUID, attempt: int) -> bool:
         """As `app.jobs.Process` says."""
         try:
-            tools = await self._opened_tools()
+            tools = await self.opened_tools()
             claim = await tools.transaction(
                 lambda connection: claim_document(connection, document_id, tools.digest)
             )
@@ -159,8 +164,11 @@ class Worker:
             return await self._fail(
                 claim, f"processing it was cut short {attempt - 1} times", tools
             )
+        refused: Mapping[str, int] | None = None
         try:
             is_written = await self._make(claim, tools)
+        except PersonalDataRefused as error:
+            reason, may_repeat, refused = error.reason, False, error.counts
         except DocumentRejected as error:
             reason, may_repeat = error.reason, error.retryable and attempt < MAX_ATTEMPTS
         except (Unavailable, StorageFull) as error:
@@ -177,7 +185,7 @@ class Worker:
             DOCUMENTS.labels("ready" if is_written else "discarded").inc()
             return True
         if not may_repeat:
-            return await self._fail(claim, reason, tools)
+            return await self._fail(claim, reason, tools, refused)
         await self._release(claim, tools, reason)
         raise _later(attempt, reason)
 
@@ -190,13 +198,19 @@ class Worker:
         async def write(connection: AsyncConnection, version: NewVersion) -> bool:
             return await write_claimed(connection, claim, version)
 
-        original = Original(claim.filename, claim.sha256, claim.content)
+        original = Original(claim.filename, claim.sha256, claim.content, claim.given)
         with self._notes.of(claim) as report:
             return await process(original, claim.shelf, tools, write, report)
 
-    async def _fail(self, claim: Claim, reason: str, tools: Tools) -> bool:
+    async def _fail(
+        self,
+        claim: Claim,
+        reason: str,
+        tools: Tools,
+        refused: Mapping[str, int] | None = None,
+    ) -> bool:
         is_ours = await tools.transaction(
-            lambda connection: fail_claimed(connection, claim, reason)
+            lambda connection: fail_claimed(connection, claim, reason, refused)
         )
         if is_ours:
             DOCUMENTS.labels("failed").inc()
@@ -209,7 +223,7 @@ class Worker:
         with suppress(FootnoteError):
             await tools.transaction(lambda connection: release_claim(connection, claim, reason))
 
-    async def _opened_tools(self) -> Tools:
+    async def opened_tools(self) -> Tools:
         async with self._opening:
             if self._tools is None:
                 self._tools = await self._stack.enter_async_context(
@@ -227,9 +241,12 @@ def _later(attempt: int, reason: str) -> RetryLater:
 class Maintenance:
     """What somebody has to do now and then, whichever worker it is."""
 
-    def __init__(self, engine: AsyncEngine, jobs: Jobs) -> None:
+    def __init__(
+        self, engine: AsyncEngine, jobs: Jobs, rebuild: Callable[[], Awaitable[None]]
+    ) -> None:
         self._engine = engine
         self._jobs = jobs
+        self._rebuild = rebuild
         self._generations: dict[int, int] | None = None
         self._due: dict[str, float] = {}
 
@@ -238,6 +255,7 @@ class Maintenance:
         while True:
             for name, every_seconds, work in (
                 ("rescue", RESCUE_SECONDS, self.rescue),
+                ("rebuild", REBUILD_SECONDS, self._rebuild),
                 ("tidy", TIDY_SECONDS, self.tidy),
                 ("forget", FORGET_SECONDS, self.forget),
             ):

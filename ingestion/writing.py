@@ -1,6 +1,6 @@
 """One document version, in one transaction: all of it becomes visible, or none of it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -30,6 +30,8 @@ from ingestion.signatures import Signature
 from ingestion.types import Chunk, ParsedDocument
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+UPLOADS = "upload:"
+"""How the URIs of documents begin that somebody sent, with metadata of his own."""
 
 Change = Literal["added", "updated", "unchanged"]
 
@@ -65,7 +67,10 @@ class Passages:
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """Everything about a version before it is written; its chunk ids are reserved already."""
+    """Everything about a version before it is written; its chunk ids are reserved already.
+
+    `given` is the metadata that came with the original.
+    """
 
     sha256: bytes
     pipeline_digest: str
@@ -73,6 +78,7 @@ class NewVersion:
     passages: Passages
     vectors: Vectors
     first_chunk_id: int
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def chunk_ids(self) -> range:
@@ -116,6 +122,7 @@ class Claim:
     filename: str
     is_second_hand: bool
     content: bytes = field(repr=False)
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 # --- files of the command -------------------------------------------------------------------------
@@ -162,12 +169,27 @@ async def record_failed_file(
     file: SourceFile,
     reason: str,
     pipeline_digest: str | None,
+    refused: Mapping[str, int] | None = None,
 ) -> None:
     """Note why the file cannot be found; an older version goes on serving.
 
     With a pipeline digest the failure is final for this pipeline; without, it is tried again.
+    `refused` counts the personal data for which it was refused, see `_refuse`.
     """
     document = await _enter_file(connection, shelf, file)
+    if refused is not None:
+        await _refuse(
+            connection,
+            document,
+            reason,
+            refused,
+            pipeline_digest,
+            root=document.root or file.root,
+            modified_ns=file.changed_ns,
+            source_tag=file.tag,
+            size_bytes=file.size_bytes,
+        )
+        return
     await set_status(
         connection,
         document.id,
@@ -256,6 +278,7 @@ async def claim_document(
         filename=unquote(document.uri.rsplit("/", 1)[-1]),
         is_second_hand=document.claim is not None,
         content=content,
+        given=(document.pending or {}).get("metadata", document.metadata),
     )
 
 
@@ -268,14 +291,16 @@ async def write_claimed(connection: AsyncConnection, claim: Claim, version: NewV
     document = await _claimed(connection, claim)
     if document is None:
         return False
-    given = document.pending or {"metadata": document.metadata, "groups": document.groups}
+    # What somebody gave counts more than what is read; what was read before counts less.
+    read, given = version.parsed.metadata, version.given
+    is_upload = document.uri.startswith(UPLOADS)
     await _put_version(
         connection,
         claim.shelf,
         document,
         version,
-        metadata_={**version.parsed.metadata, **given["metadata"]},
-        groups=given["groups"],
+        metadata_={**read, **given} if is_upload else {**given, **read},
+        groups=(document.pending or {}).get("groups", document.groups),
         pending=None,
     )
     return True
@@ -287,10 +312,27 @@ async def release_claim(connection: AsyncConnection, claim: Claim, reason: str |
         await set_status(connection, claim.document_id, "queued", reason, claim=None)
 
 
-async def fail_claimed(connection: AsyncConnection, claim: Claim, reason: str) -> bool:
-    """Note why the document failed; False when that is no longer the claim's to say."""
-    if not await _claimed(connection, claim):
+async def fail_claimed(
+    connection: AsyncConnection,
+    claim: Claim,
+    reason: str,
+    refused: Mapping[str, int] | None = None,
+) -> bool:
+    """Note why the document failed; False when that is no longer the claim's to say.
+
+    `refused` counts the personal data for which it was refused, see `_refuse`.
+    """
+    if refused is not None:
+        try:
+            await enter_collection(connection, claim.shelf.collection_id)
+        except NotFound:
+            return False
+    document = await _claimed(connection, claim)
+    if document is None:
         return False
+    if refused is not None:
+        await _refuse(connection, document, reason, refused, claim.pipeline_digest)
+        return True
     await set_status(
         connection,
         claim.document_id,
@@ -314,6 +356,52 @@ _SHELF = text("SELECT embedding_model_id, settings FROM collections WHERE id = :
 
 
 # --- what both write ------------------------------------------------------------------------------
+
+
+async def _refuse(
+    connection: AsyncConnection,
+    document: StoredDocument,
+    reason: str,
+    counts: Mapping[str, int],
+    pipeline_digest: str | None,
+    **values: Any,
+) -> None:
+    """Keep nothing of a document that its collection does not take but its name and the counts.
+
+    A version that serves stays only if it passed the same scan.
+    """
+    old = document.version
+    kept = old if old is not None and old.pipeline_digest == pipeline_digest else None
+    if old is not None and kept is None:
+        await remove_version(connection, document.collection_id, old)
+        reach("refusal.old_removed")
+    if kept is None:
+        values |= {"title": unquote(document.uri.rsplit("/", 1)[-1]), "metadata_": {}}
+    await set_status(
+        connection,
+        document.id,
+        "failed",
+        reason,
+        claim=None,
+        pending=None,
+        personal_data=dict(counts),
+        pipeline_digest=pipeline_digest,
+        blob_sha256=kept.blob_sha256 if kept else None,
+        **values,
+    )
+    await drop_unused_blobs(
+        connection,
+        document.tenant_id,
+        [document.blob_sha256, old.blob_sha256 if old else None],
+    )
+    if old is not None and kept is None:
+        await count_change(
+            connection,
+            document.collection_id,
+            documents=-1,
+            chunks=-old.chunks_count,
+            terms=-old.terms_count,
+        )
 
 
 async def _put_version(
@@ -351,6 +439,7 @@ async def _put_version(
         media_type=version.parsed.media_type,
         current_version_id=version_id,
         pipeline_digest=version.pipeline_digest,
+        personal_data=version.parsed.personal_data,
         claim=None,
         **values,
     )
@@ -368,6 +457,7 @@ async def _put_version(
         chunks=len(version.chunk_ids) - (old.chunks_count if old else 0),
         terms=version.terms_count - (old.terms_count if old else 0),
         language=version.parsed.language,
+        built_with=shelf.settings,
     )
     reach("version.before_commit")
 

@@ -1,8 +1,11 @@
 """What a collection decides for itself; whatever it leaves out is the service's setting."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.errors import InvalidInput
 
 ChunkingStrategy = Literal["structure", "recursive", "fixed"]
 """By headings, paragraphs, tables and functions; by paragraphs and sentences; by length alone."""
@@ -38,6 +41,36 @@ class CollectionSettings(_Part):
 
     def stored(self) -> dict[str, object]:
         return self.model_dump(mode="json", exclude_defaults=True)
+
+    def changed(self, change: Mapping[str, Any]) -> "CollectionSettings":
+        """These settings after a JSON merge patch, in which null resets; raises InvalidInput."""
+        try:
+            return CollectionSettings.model_validate(_merged(self.stored(), change))
+        except ValidationError as error:
+            wrong = (
+                f"{'.'.join(['settings', *map(str, one['loc'])])}: "
+                f"{one['msg'].removeprefix('Value error, ')}"
+                for one in error.errors()
+            )
+            raise InvalidInput(
+                "; ".join(wrong), hint="Correct the named setting; null resets it."
+            ) from None
+
+
+def _merged(value: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(value)
+    for key, new in change.items():
+        if new is None:
+            merged.pop(key, None)
+        elif isinstance(new, Mapping):
+            own = merged.get(key)
+            merged[key] = _merged(
+                cast("Mapping[str, Any]", own if isinstance(own, Mapping) else {}),
+                cast("Mapping[str, Any]", new),
+            )
+        else:
+            merged[key] = new
+    return merged
 
 
 DEFAULTS = CollectionSettings()

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.blobs import drop_unused_blobs
@@ -87,10 +88,19 @@ async def list_collections(connection: AsyncConnection, tenant_id: int) -> list[
 
 
 async def create_collection(
-    connection: AsyncConnection, tenant_id: int, name: str, model_id: int
+    connection: AsyncConnection,
+    tenant_id: int,
+    name: str,
+    model_id: int,
+    settings: CollectionSettings = DEFAULTS,
 ) -> bool:
     """False when the name is taken."""
-    values = {"tenant_id": tenant_id, "name": check_name(name), "model_id": model_id}
+    values = {
+        "tenant_id": tenant_id,
+        "name": check_name(name),
+        "model_id": model_id,
+        "settings": settings.stored(),
+    }
     return (await connection.execute(_CREATE, values)).scalar() is not None
 
 
@@ -128,10 +138,12 @@ async def count_change(
     chunks: int = 0,
     terms: int = 0,
     language: str | None = None,
+    built_with: CollectionSettings | None = None,
 ) -> None:
     """Add to the statistics and raise the generation: last in a transaction, for it locks.
 
-    `language` is that of a document that was added.
+    `language` is that of a document that was added, `built_with` the settings that shaped it. If
+    the collection has others by now, this notes that documents are outdated.
     """
     await connection.execute(
         _COUNT,
@@ -141,6 +153,7 @@ async def count_change(
             "chunks": chunks,
             "terms": terms,
             "language": language,
+            "built_with": built_with.stored() if built_with is not None else None,
         },
     )
 
@@ -183,11 +196,11 @@ _FIND = text(f"SELECT {_COLUMNS} AND c.name = :name")
 _LIST = text(f"SELECT {_COLUMNS} ORDER BY c.name")
 _CREATE = text(
     """
-    INSERT INTO collections (tenant_id, name, embedding_model_id)
-    VALUES (:tenant_id, :name, :model_id)
+    INSERT INTO collections (tenant_id, name, embedding_model_id, settings)
+    VALUES (:tenant_id, :name, :model_id, :settings)
     ON CONFLICT (tenant_id, name) DO NOTHING RETURNING id
     """
-)
+).bindparams(bindparam("settings", type_=JSONB))
 _ENTER = text("SELECT pg_advisory_xact_lock_shared(:class, :collection_id)")
 _EXISTS = text("SELECT 1 FROM collections WHERE id = :collection_id")
 _COUNT = text(
@@ -199,10 +212,13 @@ _COUNT = text(
       languages = CASE
         WHEN CAST(:language AS text) = ANY(languages) THEN languages
         ELSE array_remove(languages || CAST(:language AS text), NULL)
+      END,
+      rebuild_since = CASE
+        WHEN settings <> CAST(:built_with AS jsonb) THEN clock_timestamp() ELSE rebuild_since
       END
     WHERE id = :collection_id
     """
-)
+).bindparams(bindparam("built_with", type_=JSONB(none_as_null=True)))
 _ALONE = text("SELECT pg_advisory_xact_lock(:class, :collection_id)")
 _LOCK_ROW = text("SELECT id FROM collections WHERE id = :collection_id FOR UPDATE")
 _DELETE_VECTORS = text(

@@ -181,14 +181,20 @@ def test_xml_gives_its_text_in_its_own_encoding() -> None:
 
 
 def test_a_notebook_gives_its_cells() -> None:
-    notebook = """{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [
+    notebook = """{"nbformat": 4, "nbformat_minor": 5,
+        "metadata": {"language_info": {"name": "python"}}, "cells": [
         {"cell_type": "markdown", "metadata": {}, "source": ["# Study\\n", "Of trees."]},
-        {"cell_type": "code", "metadata": {}, "execution_count": null, "outputs": [],
-         "source": ["plant(3)"]}]}"""
+        {"cell_type": "code", "metadata": {}, "execution_count": null,
+         "source": ["plant(3)\\n", "# to be seen"], "outputs": [
+            {"output_type": "stream", "text": ["# grown\\n", "```"]},
+            {"output_type": "execute_result", "data": {"text/plain": "42", "image/png": "AA"}}]}]}"""
     parsed = parse_document(notebook.encode(), "study.ipynb")
     assert parsed.title == "Study"
-    assert "Of trees." in parsed.text
-    assert "plant(3)" in parsed.text
+    assert parsed.metadata == {"language": "python"}
+    assert parsed.text == (
+        "# Study\nOf trees.\n\n```python\nplant(3)\n# to be seen\n```\n\n"
+        "````\n# grown\n```\n````\n\n```\n42\n```"
+    )
 
 
 def test_mail_gives_headers_body_and_metadata() -> None:

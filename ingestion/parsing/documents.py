@@ -8,6 +8,7 @@ from app.errors import DocumentRejected
 from ingestion.markup import first_heading
 from ingestion.parsing import formats, office
 from ingestion.parsing.archives import Allowance, read_archive
+from ingestion.parsing.code import read_outline
 from ingestion.parsing.decoding import clean, decode
 from ingestion.parsing.drafts import Draft
 from ingestion.parsing.formats import BY_EXTENSION, Format, Reader
@@ -15,6 +16,7 @@ from ingestion.parsing.frontmatter import split_front_matter
 from ingestion.parsing.html import read_html
 from ingestion.parsing.language import detect_language
 from ingestion.parsing.mail import read_mail, read_mailbox, read_outlook
+from ingestion.parsing.notebook import read_notebook
 from ingestion.parsing.pdf import read_pdf
 from ingestion.parsing.programming import code_language
 from ingestion.parsing.sniffing import extension, identify
@@ -52,6 +54,7 @@ def parse_document(content: bytes, filename: str) -> ParsedDocument:
         warnings=tuple(_warnings(draft, source, filename)),
         markup=draft.markup,
         code_language=draft.code_language,
+        outline=read_outline(text, draft.code_language) if draft.code_language else (),
     )
 
 
@@ -68,6 +71,8 @@ def _read(content: bytes, filename: str, source: Format, allowance: Allowance) -
             return office.read_slides(content, source)
         case Reader.TABLE:
             return read_table(content, source)
+        case Reader.NOTEBOOK:
+            return read_notebook(content)
         case Reader.CONVERTED_TEXT:
             return office.read_converted_text(content, source)
         case Reader.CONVERTED:

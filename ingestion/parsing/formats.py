@@ -15,7 +15,8 @@ class Reader(Enum):
     SLIDES = auto()
     TABLE = auto()
     CONVERTED_TEXT = auto()
-    """Text that kreuzberg converts: XML, LaTeX, notebooks."""
+    """Text that kreuzberg converts: XML, LaTeX."""
+    NOTEBOOK = auto()
     CONVERTED = auto()
     """Everything else that kreuzberg converts."""
     LINES = auto()
@@ -93,7 +94,7 @@ DOCBOOK = _converted("application/docbook+xml", "DocBook")
 FICTION_BOOK = _converted("application/x-fictionbook+xml", "a FictionBook")
 LATEX = _converted("application/x-latex", "LaTeX")
 TYPST = _converted("application/x-typst", "Typst")
-NOTEBOOK = _converted("application/x-ipynb+json", "a Jupyter notebook")
+NOTEBOOK = Format("application/x-ipynb+json", "a Jupyter notebook", Reader.NOTEBOOK, Family.TEXT)
 OPML = _converted("application/xml+opml", "an OPML outline")
 BIBTEX = _converted("application/x-bibtex", "a BibTeX bibliography")
 RIS = _converted("application/x-research-info-systems", "a RIS bibliography")

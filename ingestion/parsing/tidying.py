@@ -14,6 +14,7 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 _EMPTY_LINK = re.compile(r"\[\s*\]\([^()]*\)")
 _LOCAL_LINK = re.compile(r"\[([^\[\]]+)\]\((?![a-z]+:)[^()\s]*(?:\s+\"[^\"]*\")?\)", re.IGNORECASE)
 _LINK_TITLE = re.compile(r"(?<=\S) \"[^\"]*\"\)")
+_BARE_HASHES = re.compile(r"#{1,6}$")
 _BARE_BULLET = re.compile(r"\s*\\?[-*+]\s*$")
 _SINGLE_CELL = re.compile(r"\|([^|]*)\|$")
 _SINGLE_DELIMITER = re.compile(r"\| ?:?-+:? ?\|$")
@@ -46,7 +47,7 @@ def _tidy_line(line: str) -> str:
             line, is_row = cell.group(1).strip(), False
     if "\\" in line or "&" in line:
         line = _unescaped(line, is_row=is_row)
-    return "" if _BARE_BULLET.match(line) else line
+    return "" if _BARE_BULLET.match(line) or _BARE_HASHES.match(line) else line
 
 
 def _alternative_text(image: re.Match[str]) -> str:

@@ -52,6 +52,8 @@ class ProgressNotes:
                 await self.write()
             except FootnoteError as error:
                 log.info("progress_not_noted", reason=error.detail)
+            except Exception:
+                log.exception("progress_not_noted")
 
     async def write(self) -> None:
         """Note what has changed since the last time; raises what databases raise."""

@@ -81,7 +81,7 @@ _NEXT_PLACE = text(
     SELECT least(
       coalesce((
         SELECT priority FROM procrastinate_jobs
-        WHERE status = 'todo' AND priority BETWEEN :bottom AND :top
+        WHERE status = 'todo' AND queue_name = 'documents' AND priority BETWEEN :bottom AND :top
           AND (scheduled_at IS NULL OR scheduled_at <= now())
         ORDER BY priority DESC, id LIMIT 1), :top),
       coalesce((
@@ -102,7 +102,8 @@ _POSITION = text(
     """
     SELECT (SELECT count(*) FROM (
       SELECT 1 FROM procrastinate_jobs AS before
-      WHERE before.status = 'todo' AND before.priority >= own.priority
+      WHERE before.status = 'todo' AND before.queue_name = own.queue_name
+        AND before.priority >= own.priority
         AND (before.priority > own.priority OR before.id < own.id)
       LIMIT :limit) AS those_before)
     FROM procrastinate_jobs AS own WHERE own.id = :job_id AND own.status = 'todo'

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
-from app.embedding.base import Embedder, TextKind, Vectors
+from app.embedding.base import Embedder, Vectors
 from app.errors import InvalidInput
 from evaluation.chunkers import Cut, Passage, TokenRuler, chonkie_recursive, fixed_windows, ours
 from ingestion.types import Chunking
@@ -32,6 +33,7 @@ _FORM = (
 )
 
 Tell = Callable[[str, int, int], None]
+"""Called with the name of a step, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def score(evidence: Sequence[range], own: Sequence[range], others_count: int) ->
     A token that two found passages repeat is found once, but weighs twice as something retrieved.
     """
     wanted = {token for span in evidence for token in span}
-    hit_count = len(wanted.intersection(*[{token for span in own for token in span}]))
+    hit_count = len(wanted & {token for span in own for token in span})
     found_count = sum(map(len, own)) + others_count
     return Scores(
         recall=hit_count / len(wanted),
@@ -138,7 +140,7 @@ class Measurement:
         self._rulers = {
             name: TokenRuler(embedder.tokenizer, text) for name, text in corpora.items()
         }
-        self._known: dict[str, Vectors] = {}
+        self._known: dict[str, NDArray[np.float32]] = {}
         self._queries = embedder.embed([one.text for one in questions], "query")
 
     def run(self, name: str, cut: Cut, tell: Tell) -> tuple[list[Scores], int, float]:
@@ -150,11 +152,12 @@ class Measurement:
         ]
         vectors = self._vectors([passage.embedded for _, passage in passages], name, tell)
         likeness = self._queries @ vectors.T
-        best = np.argsort(-likeness, axis=1, kind="stable")[:, :PASSAGES_FOUND]
+        order = np.argsort(-likeness, axis=1, kind="stable")[:, :PASSAGES_FOUND]
+        best = cast("list[list[int]]", order.tolist())
         sizes = [len(self._tokens(*one)) for one in passages]
         scores = [
             self._score(question, [passages[index] for index in row])
-            for question, row in zip(self._questions, best.tolist(), strict=True)
+            for question, row in zip(self._questions, best, strict=True)
         ]
         return scores, len(passages), fmean(sizes)
 
@@ -173,12 +176,9 @@ class Measurement:
         for start in range(0, len(new), EMBEDDED_AT_ONCE):
             tell(name, start, len(new))
             part = new[start : start + EMBEDDED_AT_ONCE]
-            self._known.update(zip(part, self._embed(part, "document"), strict=True))
+            self._known.update(zip(part, self._embedder.embed(part, "document"), strict=True))
         tell(name, len(new), len(new))
         return np.stack([self._known[text] for text in texts])
-
-    def _embed(self, texts: Sequence[str], kind: TextKind) -> Vectors:
-        return self._embedder.embed(texts, kind)
 
 
 # --- what it comes to ---------------------------------------------------------------------------
@@ -194,13 +194,12 @@ def compare(
     """Ours at the compared size and as configured, then fixed windows and chonkie's recursion."""
     tokenizer = embedder.tokenizer
     compared = Chunking(COMPARED_TOKENS)
-    methods: dict[str, Cut] = {f"structure, {COMPARED_TOKENS}": ours(tokenizer, compared)}
+    methods: dict[str, Cut] = {f"Footnote, {COMPARED_TOKENS}": ours(tokenizer, compared)}
     if default != compared:
-        methods[f"structure, {default.tokens} (default)"] = ours(tokenizer, default)
+        methods[f"Footnote, {default.tokens} (configured)"] = ours(tokenizer, default)
     methods[f"fixed windows, {COMPARED_TOKENS}"] = fixed_windows(tokenizer, COMPARED_TOKENS)
-    methods[f"chonkie recursive, {COMPARED_TOKENS}"] = chonkie_recursive(
-        embedder.name, COMPARED_TOKENS
-    )
+    recursive = chonkie_recursive(embedder.name, COMPARED_TOKENS)
+    methods[f"chonkie recursive, {COMPARED_TOKENS}"] = recursive
     measurement = Measurement(embedder, corpora, questions)
     comparisons: list[Comparison] = []
     first: list[Scores] = []
@@ -236,7 +235,9 @@ def means(scores: Sequence[Scores]) -> dict[str, Mean]:
 
 def _differences(ours: Sequence[Scores], theirs: Sequence[Scores]) -> dict[str, Mean]:
     pairs = [(asdict(mine), asdict(other)) for mine, other in zip(ours, theirs, strict=True)]
-    return {name: _mean([mine[name] - other[name] for mine, other in pairs]) for name in pairs[0][0]}
+    return {
+        name: _mean([mine[name] - other[name] for mine, other in pairs]) for name in pairs[0][0]
+    }
 
 
 def _mean(values: Sequence[float]) -> Mean:
@@ -247,7 +248,8 @@ def _mean(values: Sequence[float]) -> Mean:
 def comparison_tables(comparisons: Sequence[Comparison]) -> list[Table]:
     """All questions together, in per cent with the standard error; then each corpus by itself."""
     names = list(comparisons[0].measures)
-    whole = Table("passages", "number", "tokens", *names, title=f"{PASSAGES_FOUND} passages, %")
+    columns = ["IoU" if name == "iou" else name for name in names]
+    whole = Table("passages", "number", "tokens", *columns, title=f"{PASSAGES_FOUND} passages, %")
     for one in comparisons:
         whole.add_row(
             one.method,
@@ -255,7 +257,7 @@ def comparison_tables(comparisons: Sequence[Comparison]) -> list[Table]:
             f"{one.tokens_mean:.0f}",
             *(_percent(one.measures[name]) for name in names),
         )
-    corpora = Table("corpus", "passages", *names)
+    corpora = Table("corpus", "passages", *columns)
     for corpus in comparisons[0].corpora:
         for one in comparisons:
             corpora.add_row(
@@ -270,13 +272,22 @@ def _percent(value: Mean) -> str:
 
 
 def comparison_record(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """As JSON values, rounded to four digits."""
+    """As JSON values, shares to four digits."""
+    return [
+        {
+            "passages": one.method,
+            "number": one.passages,
+            "tokens_mean": round(one.tokens_mean, 1),
+            "measures": _rounded(one.measures),
+            "corpora": {corpus: _rounded(values) for corpus, values in one.corpora.items()},
+            "ahead": _rounded(one.ahead),
+        }
+        for one in comparisons
+    ]
 
-    def rounded(value: Any) -> Any:
-        if isinstance(value, float):
-            return round(value, 4)
-        if isinstance(value, dict):
-            return {name: rounded(one) for name, one in value.items()}  # pyright: ignore
-        return value
 
-    return [rounded(asdict(one)) for one in comparisons]
+def _rounded(measures: Mapping[str, Mean]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: round(number, 4) for key, number in asdict(value).items()}
+        for name, value in measures.items()
+    }

@@ -115,6 +115,55 @@ def ask_questions(
         Console().print(answers_table(rows))
 
 
+@app.command("chunking")
+def compare_chunking(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A folder with questions_df.csv and corpora/.", metavar="FOLDER"),
+    ],
+    limit: Annotated[
+        int | None,
+        typer.Option(help="How many questions of each corpus, at most.", min=1, show_default=False),
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Write DIR/chunking.json.", metavar="DIR")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare the passages that texts are cut into, by the evidence found in the best five.
+
+    Needs no running service: texts are cut, embedded and searched in this process.
+    """
+    from app.config import load_settings  # noqa: PLC0415 - as above
+    from app.embedding.loading import open_embedder  # noqa: PLC0415 - as above
+    from evaluation.chunking import (  # noqa: PLC0415 - as above
+        compare,
+        comparison_record,
+        comparison_tables,
+        load_evidence,
+    )
+    from ingestion.types import Chunking  # noqa: PLC0415 - as above
+
+    corpora, questions = load_evidence(folder, limit)
+    settings = load_settings()
+    embedder = open_embedder(settings)
+    with _progress("passages", is_quiet=as_json) as tell:
+        found = compare(embedder, Chunking(settings.chunk_tokens), corpora, questions, tell)
+    record = {
+        "questions": len(questions),
+        "embedding_model": embedder.name,
+        "comparisons": comparison_record(found),
+    }
+    if results is not None:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "chunking.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        for table in comparison_tables(found):
+            Console().print(table)
+
+
 async def _ask_all(
     paths: list[Path], url: str, api_key: str | None, questions: int, seed: int, is_quiet: bool
 ) -> "list[Row]":

@@ -20,9 +20,7 @@ _FIRST = PAGE + 1
 """The strength of the ends of a text."""
 
 
-def group(
-    parts: Sequence[Part], scale: Scale, *, limit: int, tiny: int
-) -> list[tuple[int, int]]:
+def group(parts: Sequence[Part], scale: Scale, *, limit: int, tiny: int) -> list[tuple[int, int]]:
     """The passages as ranges of parts, each of `limit` tokens at most and of no more than its room.
 
     A single part too heavy for that is a passage; so are some tokens more where they would be

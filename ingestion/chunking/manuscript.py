@@ -96,8 +96,7 @@ def _paths(blocks: Sequence[Block]) -> list[Path]:
     path: Path = ()
     for index, block in enumerate(blocks):
         if block.level:
-            while path and blocks[path[-1]].level >= block.level:
-                path = path[:-1]
-            path = (*path, index)
+            above = [one for one in path if blocks[one].level < block.level]
+            path = (*above, index)
         paths.append(path)
     return paths

@@ -15,9 +15,7 @@ def opening(script: Manuscript, before: Piece | None, piece: Piece, overlap: int
     """
     if not overlap or not piece.follows or before is None:
         return piece.start
-    earliest = max(
-        script.scale.reach_back(piece.start, overlap), before.start, piece.repeats_from
-    )
+    earliest = max(script.scale.reach_back(piece.start, overlap), before.start, piece.repeats_from)
     if earliest >= piece.start:
         return piece.start
     # One character before, for the boundary that ends just there.

@@ -32,9 +32,7 @@ class _Table:
 class TableContexts:
     """`weight_max` is the weight of a passage."""
 
-    def __init__(
-        self, text: str, blocks: Sequence[Block], scale: Scale, weight_max: int
-    ) -> None:
+    def __init__(self, text: str, blocks: Sequence[Block], scale: Scale, weight_max: int) -> None:
         share = weight_max // CONTEXT_SHARE_MAX
         self._tables: list[_Table] = []
         for index, block in enumerate(blocks):
@@ -91,6 +89,8 @@ def _caption(text: str, blocks: Sequence[Block], index: int) -> Block | None:
     table = blocks[index]
     return min(
         found,
-        key=lambda block: text.count("\n", min(block.end, table.end), max(block.start, table.start)),
+        key=lambda block: text.count(
+            "\n", min(block.end, table.end), max(block.start, table.start)
+        ),
         default=None,
     )

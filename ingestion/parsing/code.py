@@ -2,7 +2,8 @@
 
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -11,7 +12,8 @@ from tree_sitter import Language, Node, Parser, Point
 from ingestion.types import CodeLanguage, Section
 
 SOURCE_BYTES_MAX = 2 * 1024 * 1024
-PARSE_SECONDS_MAX = 5.0
+PARSE_SECONDS_MAX = 3.0
+SECTIONS_MAX = 20_000
 DEPTH_MAX = 8
 NAME_CHARS_MAX = 80
 
@@ -34,43 +36,44 @@ _GRAMMARS: dict[CodeLanguage, tuple[str, str]] = {
     "bash": ("tree_sitter_bash", "language"),
 }
 
+
+def _kinds(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
 # What the grammars call a definition that nobody looks into, ...
-_FUNCTIONS = frozenset(
-    "function_definition function_declaration generator_function_declaration function_item"
-    " function_signature_item method_definition method_declaration constructor_declaration"
-    " destructor_declaration operator_declaration local_function_statement abstract_method_signature"
-    " compact_constructor_declaration method singleton_method macro_definition struct_item"
-    " enum_item union_item type_item type_alias_declaration type_definition type_declaration"
-    " delegate_declaration".split()
+_FUNCTIONS = _kinds(
+    "function_definition function_declaration generator_function_declaration function_item "
+    "function_signature_item method_definition method_declaration constructor_declaration "
+    "destructor_declaration operator_declaration local_function_statement "
+    "abstract_method_signature compact_constructor_declaration method singleton_method "
+    "macro_definition struct_item enum_item union_item type_item type_alias_declaration "
+    "type_definition type_declaration delegate_declaration"
 )
 # ... one that has definitions in it, ...
-_CONTAINERS = frozenset(
-    "class_definition class_declaration abstract_class_declaration class_specifier"
-    " struct_specifier struct_declaration union_specifier enum_specifier enum_declaration"
-    " interface_declaration record_declaration annotation_type_declaration trait_declaration"
-    " trait_item impl_item mod_item namespace_definition namespace_declaration internal_module"
-    " module class singleton_class".split()
+_CONTAINERS = _kinds(
+    "class_definition class_declaration abstract_class_declaration class_specifier "
+    "struct_specifier struct_declaration union_specifier enum_specifier enum_declaration "
+    "interface_declaration record_declaration annotation_type_declaration trait_declaration "
+    "trait_item impl_item mod_item namespace_definition namespace_declaration internal_module "
+    "module class singleton_class"
 )
 # ... and what is only wrapped around one of them, or around many.
-_WRAPPERS = frozenset(
-    "decorated_definition export_statement expression_statement ambient_declaration"
-    " template_declaration lexical_declaration variable_declaration variable_declarator".split()
+_WRAPPERS = _kinds(
+    "decorated_definition export_statement expression_statement ambient_declaration "
+    "template_declaration lexical_declaration variable_declaration variable_declarator"
 )
-_TRANSPARENT = frozenset(
-    "preproc_if preproc_ifdef preproc_else linkage_specification declaration_list"
-    " foreign_mod_item enum_body_declarations".split()
+_TRANSPARENT = _kinds(
+    "preproc_if preproc_ifdef preproc_else linkage_specification declaration_list "
+    "foreign_mod_item enum_body_declarations"
 )
-_FUNCTION_VALUES = frozenset(
-    "arrow_function function_expression generator_function class function".split()
-)
+_FUNCTION_VALUES = _kinds("arrow_function function_expression generator_function class function")
 # What stands above a definition and belongs to it.
-_COMMENTS = frozenset(
-    "comment line_comment block_comment attribute_item decorator doc_comment".split()
-)
-_BODIES = frozenset(
-    "block class_body declaration_list field_declaration_list interface_body enum_body"
-    " body_statement statement_block annotation_type_body enum_declaration_list"
-    " enum_body_declarations".split()
+_COMMENTS = _kinds("comment line_comment block_comment attribute_item decorator doc_comment")
+_BODIES = _kinds(
+    "block class_body declaration_list field_declaration_list interface_body enum_body "
+    "body_statement statement_block annotation_type_body enum_declaration_list "
+    "enum_body_declarations"
 )
 
 _WORD = re.compile(r"\w+")
@@ -84,22 +87,23 @@ def read_outline(text: str, language: CodeLanguage) -> tuple[Section, ...]:
     root = _parse(content, language)
     if root is None:
         return ()
-    found = list(_sections(root, 1, content))
-    if not any(name for _, _, name in found):
+    found = list(islice(_sections(root, 1, content), SECTIONS_MAX + 1))
+    if len(found) > SECTIONS_MAX or not any(name for _, _, name in found):
         return ()
     sections: list[Section] = []
     chars = position = 0
     for start, level, name in found:
         chars += len(content[position:start].decode("utf-8"))
         position = start
-        sections.append(Section(chars, level, name))
+        # What is read first has no place before it to belong to.
+        sections.append(Section(chars if sections or name else 0, level, name))
     return tuple(sections)
 
 
 def _parse(content: bytes, language: CodeLanguage) -> Node | None:
     module, function = _GRAMMARS[language]
-    grammar: Any = importlib.import_module(module)
-    parser = Parser(Language(getattr(grammar, function)()))
+    grammar: object = getattr(importlib.import_module(module), function)()
+    parser = Parser(Language(grammar))
     deadline = monotonic() + PARSE_SECONDS_MAX
 
     def read(offset: int, _point: Point) -> bytes:
@@ -124,7 +128,7 @@ def _sections(parent: Node, level: int, content: bytes) -> Iterator[Found]:
 
     Nothing is said of what comes before the first definition of a class: it goes with its head.
     """
-    is_named = level > 1
+    is_named = level == 1
     above: Node | None = None  # the first of the comments that stand right above
     last: Node | None = None
     for node in _members(parent):
@@ -142,20 +146,10 @@ def _sections(parent: Node, level: int, content: bytes) -> Iterator[Found]:
                 if body is not None:
                     yield from _sections(body, level + 1, content)
             is_named = True
-        elif is_named and not (level > 1 and above is None and _is_head(parent, node)):
+        elif is_named:
             yield _line_start(start, content), level, ""
             is_named = False
         above = None
-
-
-def _is_head(parent: Node, node: Node) -> bool:
-    """Whether a member of a class stands before all of its definitions."""
-    for member in _members(parent):
-        if member.id == node.id:
-            return True
-        if _definition(member) is not None:
-            return False
-    return False
 
 
 def _members(parent: Node) -> Iterator[Node]:
@@ -197,14 +191,11 @@ def _name(node: Node) -> str:
         if named is None and not declared.named_child_count:
             named = declared
     if named is None and node.type == "type_declaration":
-        named = next(
-            (one.child_by_field_name("name") for one in node.named_children), None
-        )
+        named = next((one.child_by_field_name("name") for one in node.named_children), None)
     name = _words(named)
     receiver = node.child_by_field_name("receiver")  # of a method in Go
-    types = _WORD.findall(_words(receiver))
-    if types:
-        name = f"{types[-1]}.{name}"
+    if words := _WORD.findall(_words(receiver)):
+        name = f"{words[min(1, len(words) - 1)]}.{name}"
     return name[:NAME_CHARS_MAX]
 
 

@@ -201,7 +201,9 @@ class _Child:
         last_words = self._last_words()
         if status in (-signal.SIGXCPU, -signal.SIGALRM):
             return DocumentRejected(self._too_slow())
-        if "memory allocation of" in last_words or "MemoryError" in last_words:
+        # PDFium says nothing when it gets no memory.
+        gave_up = status == -signal.SIGABRT and not last_words
+        if gave_up or "memory allocation of" in last_words or "MemoryError" in last_words:
             return DocumentRejected(self._too_hungry())
         log.warning("parser_crashed", status=status, stderr=last_words)
         return _Crashed()
@@ -257,9 +259,12 @@ def _does_not_start(last_words: str) -> Unavailable:
 
 
 def _is_sound(document: ParsedDocument) -> bool:
-    """Whether the database can store it, and its pages lie in its text."""
+    """Whether the database can store it, and its pages and sections lie in its text."""
     ends = [0, *(offset for page in document.pages for offset in (page.start, page.end))]
-    return "\0" not in document.text and ends == sorted(ends) and ends[-1] <= len(document.text)
+    starts = [0, *(section.start for section in document.outline)]
+    return "\0" not in document.text and all(
+        places == sorted(places) and places[-1] <= len(document.text) for places in (ends, starts)
+    )
 
 
 def _environment(folder: Path) -> dict[str, str]:

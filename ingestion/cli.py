@@ -6,16 +6,18 @@ for every command.
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperCommand
 
 from app.config import Settings, load_settings
 from app.errors import FootnoteError, InvalidInput
@@ -44,7 +46,23 @@ Locations = Annotated[
 ]
 
 
-@app.command()
+class WithRay(TyperCommand):
+    """Lets the option --ray stand without an address, before the paths and after them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        complete: list[str] = []
+        for argument, following in zip(args, [*args[1:], ""], strict=True):
+            complete.append(argument)
+            if argument == "--ray" and not _RAY_ADDRESS.fullmatch(following):
+                complete.append(ONE_MACHINE)
+        return super().parse_args(ctx, complete)
+
+
+ONE_MACHINE = "local"
+_RAY_ADDRESS = re.compile(rf"{ONE_MACHINE}|auto|(ray://)?[^/\s]+:\d+")
+
+
+@app.command(cls=WithRay)
 def ingest(
     locations: Locations,
     collection: Annotated[str, typer.Option(help="Made if it is new.")] = "default",
@@ -75,6 +93,15 @@ def ingest(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try unchanged files that failed before again.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Spread the work over a Ray cluster that this machine belongs to (auto, or"
+            " HOST:PORT); without an address, over a cluster of this machine alone.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (with --watch: one per change).")
     ] = False,
@@ -112,9 +139,14 @@ def ingest(
         raise InvalidInput("--watch and --dry-run exclude each other.", hint="Choose one.")
     if every is not None and not watch:
         raise InvalidInput("--every says how often --watch looks.", hint="Add --watch.")
+    if ray is not None and (watch or dry_run):
+        raise InvalidInput(
+            "--ray makes one run; it goes with neither --watch nor --dry-run.",
+            hint="Leave out --ray for these.",
+        )
     watch_seconds = 60 * (every or EVERY_MINUTES) if watch else None
     try:
-        report = _ingest(settings, order, watch_seconds=watch_seconds, as_json=as_json)
+        report = _ingest(settings, order, watch_seconds=watch_seconds, ray=ray, as_json=as_json)
     except (KeyboardInterrupt, asyncio.CancelledError):
         Console(stderr=True).print("Stopped. What was ingested so far is kept; run it again.")
         raise typer.Exit(INTERRUPTED) from None
@@ -206,7 +238,7 @@ async def _verified(
 def main() -> None:
     """`python -m ingestion PATH…`: the command `ingest` on its own."""
     alone = typer.Typer(pretty_exceptions_enable=False)
-    alone.command()(ingest)
+    alone.command(cls=WithRay)(ingest)
     try:
         alone(prog_name="python -m ingestion")
     except FootnoteError as error:
@@ -218,25 +250,41 @@ def main() -> None:
 
 
 def _ingest(
-    settings: Settings, order: "Order", *, watch_seconds: float | None, as_json: bool
+    settings: Settings,
+    order: "Order",
+    *,
+    watch_seconds: float | None,
+    ray: str | None,
+    as_json: bool,
 ) -> "Report":
     from app.db.schema import ready_database  # noqa: PLC0415 - heavy, and not for every command
 
     with ready_database(settings) as url:
         return asyncio.run(
-            _ingest_into(settings, url, order, watch_seconds=watch_seconds, as_json=as_json)
+            _ingest_into(
+                settings, url, order, watch_seconds=watch_seconds, ray=ray, as_json=as_json
+            )
         )
 
 
 async def _ingest_into(
-    settings: Settings, url: str, order: "Order", *, watch_seconds: float | None, as_json: bool
+    settings: Settings,
+    url: str,
+    order: "Order",
+    *,
+    watch_seconds: float | None,
+    ray: str | None = None,
+    as_json: bool,
 ) -> "Report":
     """One run; then, with `watch_seconds` (between looks at what cannot be watched), for ever."""
     if (task := asyncio.current_task()) is not None:
         # As Ctrl-C does: transactions are given up, and what was started is stopped.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with _opened_tools(settings, url) as tools:
-        report = await _sync_once(order, tools, is_quiet=as_json)
+        if ray is None:
+            report = await _sync_once(order, tools, is_quiet=as_json)
+        else:
+            report = await _sync_on_ray(order, tools, url, ray, is_quiet=as_json)
         _tell(report, order, as_json=as_json)
         if watch_seconds is not None:
             from ingestion.following import Follower  # noqa: PLC0415 - for --watch only
@@ -277,6 +325,17 @@ async def _sync_once(order: "Order", tools: "Tools", *, is_quiet: bool) -> "Repo
 
     with shown_progress(tools, is_quiet=is_quiet) as progress:
         return await sync(order, tools, progress)
+
+
+async def _sync_on_ray(
+    order: "Order", tools: "Tools", url: str, ray: str, *, is_quiet: bool
+) -> "Report":
+    from ingestion.cluster import sync_on_cluster  # noqa: PLC0415 - for --ray only
+    from ingestion.progress import shown_progress  # noqa: PLC0415 - not for every command
+
+    address = None if ray == ONE_MACHINE else ray
+    with shown_progress(tools, is_quiet=is_quiet) as progress:
+        return await sync_on_cluster(order, tools, progress, address=address, database_url=url)
 
 
 def _tell(report: "Report", order: "Order", *, as_json: bool) -> None:

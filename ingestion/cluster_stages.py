@@ -1,0 +1,239 @@
+"""The stages of a run on a cluster, as its processes work them: prepare, embed, write.
+
+Ray Data hands them blocks of documents as columns. They are the functions of
+`ingestion/pipeline.py`, and every document is a transaction of its own, so that a block which Ray
+has done a second time, because a node died, finds what was done and does nothing.
+"""
+
+import asyncio
+import pickle
+from collections.abc import Coroutine, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from threading import Thread
+from typing import Any, Literal, TypeVar
+from uuid import UUID, uuid4
+
+import numpy as np
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.config import Settings
+from app.db.documents import SourceState
+from app.db.session import WRITERS_IDLE_SECONDS, open_engine
+from app.embedding.base import Vectors
+from app.embedding.loading import open_embedder
+from app.errors import DocumentRejected
+from ingestion.books import source_of
+from ingestion.personal_data import PersonalDataRefused
+from ingestion.pipeline import Original, Tools, chunk, embed, open_tools, parse, protect, store
+from ingestion.sources.base import Item, ItemGone, ItemUnreadable, Source
+from ingestion.sources.opening import open_source
+from ingestion.sources.selection import Selection
+from ingestion.types import ParsedDocument
+from ingestion.writing import (
+    NewVersion,
+    Passages,
+    Shelf,
+    SourceFile,
+    Superseded,
+    record_failed_file,
+    write_file,
+)
+
+Result = TypeVar("Result")
+Rows = dict[str, Any]
+"""A block as Ray hands it over: columns of equal length."""
+
+CONNECTIONS_PER_PROCESS = 2
+ITEM_COST_BYTES = 4096
+"""What a document costs besides its bytes, so that many small ones are not taken for nothing."""
+
+Outcome = Literal["written", "failed", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something new or changed, and what is known of it."""
+
+    item: Item
+    location: str
+    state: SourceState | None
+
+    @property
+    def weight(self) -> int:
+        return (self.item.size_bytes or 0) + ITEM_COST_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What every process of the cluster must know to take part in a run."""
+
+    settings: Settings
+    database_url: str = field(repr=False)
+    shelf: Shelf
+    pipeline_digest: str
+    selection: Selection
+    run_id: UUID = field(default_factory=uuid4)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A document that has been read, parsed, and looked through for personal data."""
+
+    file: SourceFile
+    original: Original
+    parsed: ParsedDocument
+
+
+def prepare(rows: Rows, assignment: Assignment) -> Rows:
+    """Read, parse and cut; what cannot be is recorded, or left to the ordinary run."""
+    station = _station(assignment)
+    due: list[Due] = [one for block in rows["due"] for one in pickle.loads(block)]  # noqa: S301 - from our driver
+    done = station.do(_gathered(_prepare(one, station) for one in due))
+    return {
+        "uri": np.array([one.item.uri for one in due], object),
+        "outcome": np.array([outcome for outcome, _, _ in done], object),
+        "document": np.array([pickle.dumps(document) for _, document, _ in done], object),
+        "passages": np.array([pickle.dumps(passages) for _, _, passages in done], object),
+    }
+
+
+class EmbeddingActor:
+    """Holds the model; gives the documents' passages their vectors."""
+
+    def __init__(self, assignment: Assignment, runtime: Literal["auto", "onnx", "torch"]) -> None:
+        settings = assignment.settings.model_copy(update={"embedding_runtime": runtime})
+        self._station = Station(replace(assignment, settings=settings))
+
+    def __call__(self, rows: Rows) -> Rows:
+        loaded: list[Passages | None] = [pickle.loads(one) for one in rows["passages"]]  # noqa: S301 - from a stage of ours
+        vectors = self._station.do(_gathered(_embed(one, self._station) for one in loaded))
+        return {**rows, "vectors": np.array([pickle.dumps(one) for one in vectors], object)}
+
+
+def write(rows: Rows, assignment: Assignment) -> Rows:
+    """Make the versions serve."""
+    station = _station(assignment)
+    columns = (rows["outcome"], rows["document"], rows["passages"], rows["vectors"])
+    outcomes = station.do(
+        _gathered(
+            _write(outcome, *map(pickle.loads, parts), station=station)
+            for outcome, *parts in zip(*columns, strict=True)
+        )
+    )
+    return {
+        "uri": rows["uri"],
+        "outcome": np.array([outcome for outcome, _ in outcomes], object),
+        "chunks": np.array([chunks for _, chunks in outcomes], np.int64),
+    }
+
+
+async def _prepare(
+    one: Due, station: "Station"
+) -> tuple[Outcome, _Prepared | None, Passages | None]:
+    assignment, tools = station.assignment, station.tools
+    try:
+        source = station.source(one.location)
+        content = await source.read(one.item, None, assignment.settings.max_upload_bytes)
+    except (ItemUnreadable, ItemGone):
+        return "left", None, None
+    known = one.state
+    if content is None or (known and known.serves(content.sha256, assignment.pipeline_digest)):
+        return "left", None, None
+    file = source_of(one.item, known, content)
+    original = Original(file.name, file.sha256, file.content)
+    try:
+        parsed = await parse(original, tools)
+        original, parsed = await protect(original, parsed, assignment.shelf, tools)
+        passages = await chunk(parsed, assignment.shelf, tools)
+    except DocumentRejected as error:
+        if error.retryable:
+            return "left", None, None
+        reason = error.reason
+        refused = error.counts if isinstance(error, PersonalDataRefused) else None
+        await tools.transaction(
+            lambda connection: record_failed_file(
+                connection, assignment.shelf, file, reason, assignment.pipeline_digest, refused
+            )
+        )
+        return "failed", None, None
+    return "written", _Prepared(file, original, parsed), passages
+
+
+async def _embed(passages: Passages | None, station: "Station") -> Vectors | None:
+    if passages is None:
+        return None
+    return await embed(passages, station.assignment.shelf, station.tools)
+
+
+async def _write(
+    outcome: Outcome,
+    document: _Prepared | None,
+    passages: Passages | None,
+    vectors: Vectors | None,
+    *,
+    station: "Station",
+) -> tuple[Outcome, int]:
+    if document is None or passages is None or vectors is None:
+        return outcome, 0
+    file, shelf = document.file, station.assignment.shelf
+
+    async def put(connection: AsyncConnection, version: NewVersion) -> None:
+        await write_file(connection, shelf, file, version)
+
+    try:
+        await store(
+            document.original, document.parsed, passages, vectors, shelf, station.tools, put
+        )
+    except Superseded:
+        return "left", 0
+    return outcome, len(passages.chunks)
+
+
+class Station:
+    """The pipeline in one process of the cluster, which keeps it for all blocks that come by."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self._sources: dict[str, Source] = {}
+        # Never closed: Ray ends the process, and with it the parser and the connections.
+        self._opened = AsyncExitStack()
+        self._loop = asyncio.new_event_loop()
+        # Ray calls from whichever thread it likes; what is opened here belongs to one loop.
+        Thread(target=self._loop.run_forever, name="station", daemon=True).start()
+        self.tools = self.do(self._open())
+
+    def do(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def source(self, location: str) -> Source:
+        if location not in self._sources:
+            self._sources[location] = open_source(
+                location, self.assignment.selection, self.assignment.settings
+            )
+        return self._sources[location]
+
+    async def _open(self) -> Tools:
+        settings = self.assignment.settings
+        engine = open_engine(
+            settings,
+            self.assignment.database_url,
+            pool_size=CONNECTIONS_PER_PROCESS,
+            idle_seconds=WRITERS_IDLE_SECONDS,
+        )
+        # One thread: there is an actor for every core.
+        embedder = await asyncio.to_thread(open_embedder, settings, threads=1)
+        return await self._opened.enter_async_context(open_tools(settings, engine, embedder))
+
+
+def _station(assignment: Assignment) -> Station:
+    if assignment.run_id not in _stations:
+        _stations[assignment.run_id] = Station(assignment)
+    return _stations[assignment.run_id]
+
+
+_stations: dict[UUID, Station] = {}
+
+
+async def _gathered(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    return await asyncio.gather(*work)

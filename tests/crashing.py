@@ -23,6 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import app.db.vector_partitions
+import app.embedding.lazy
 import app.jobs
 import app.resources
 import ingestion.pipeline
@@ -130,9 +131,11 @@ def _run(
     ingestion.worker.RESCUE_SECONDS = 0.1
     ingestion.worker.TIDY_SECONDS = 0.1
     ingestion.worker.RETRY_PAUSES_SECONDS = (0.0,)
+    ingestion.worker.WRITERS_IDLE_SECONDS = 1.0
     ingestion.worker.RECONNECT_PAUSES_SECONDS = (0.05,)
     app.db.vector_partitions.INDEX_FROM_ROWS = index_from_rows
     ingestion.pipeline.open_embedder = lambda _: AnyEmbedder()
+    app.embedding.lazy.LazyEmbedder = lambda _: AnyEmbedder()
     app.resources.open_embedder = lambda *_, **__: AnyEmbedder()
     main(*arguments)
 
@@ -199,8 +202,10 @@ def _listens(path: str) -> bool:
 # --- waiting, and what happens meanwhile ----------------------------------------------------------
 
 
-async def until(condition: Callable[[], Awaitable[bool] | bool]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
+async def until(
+    condition: Callable[[], Awaitable[bool] | bool], *, seconds: float = WAIT_SECONDS
+) -> None:
+    async with asyncio.timeout(seconds):
         while True:
             met = condition()
             if met if isinstance(met, bool) else await met:

@@ -121,7 +121,7 @@ _QUEUE_AGAIN = text(
 _LOST = text(
     """
     SELECT d.id, d.collection_id FROM documents AS d
-    WHERE d.status IN ('queued', 'processing') AND d.status_at < now() - interval '1 minute'
+    WHERE d.status IN ('queued', 'processing') AND d.status_at < now() - interval '30 seconds'
       AND NOT EXISTS (
         SELECT 1 FROM procrastinate_jobs AS j
         WHERE j.id = d.job_id AND j.status IN ('todo', 'doing'))
@@ -143,6 +143,9 @@ WORKERS = """
     SELECT id, extract(epoch FROM now() - last_heartbeat) AS heartbeat_age_seconds
     FROM procrastinate_workers
     WHERE last_heartbeat > now() - make_interval(secs => %(within_seconds)s) ORDER BY id
+"""
+HELD = """
+    SELECT id FROM procrastinate_jobs WHERE status = 'doing' AND worker_id = ANY(%(worker_ids)s)
 """
 WAKE = """SELECT pg_notify('procrastinate_queue_v1#' || %(queue)s,
     '{"type": "job_inserted", "job_id": 0}')"""

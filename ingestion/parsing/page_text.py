@@ -24,6 +24,8 @@ HEADING_SHARE_MAX = 0.25
 FULL_LINE_CHARS_MIN = 30
 FULL_LINE_SHARE = 0.88
 PARAGRAPH_GAP_HEIGHTS = 0.5
+LINE_GAP_HEIGHTS_MAX = 1.2
+"""Between the lines of one paragraph, however widely it is set."""
 
 _ENDS_SENTENCE = re.compile(r"[.!?:;。！？][\"'”’)\]]*$")
 _NO_HEADING_END = re.compile(r"[,;\-–…]$|(?<!\d)\.$")
@@ -272,12 +274,13 @@ class _Shape:
 
     def has_gap(self, above: Line, line: Line) -> bool:
         gap = line.top - above.bottom
-        return gap > max(self.gap, 0.0) + PARAGRAPH_GAP_HEIGHTS * line.height or gap < -above.height
+        usual = min(max(self.gap, 0.0), LINE_GAP_HEIGHTS_MAX * line.height)
+        return gap > usual + PARAGRAPH_GAP_HEIGHTS * line.height or gap < -above.height
 
     def starts_paragraph(self, above: Line, line: Line) -> bool:
         if above.size == 0 or line.text[0].islower():
             return False
-        if above.right > self.right + 1 or above.top > line.top:
+        if above.top > line.top:
             return False  # the line is the first of another column
         is_indented = line.left > above.left + line.height and _ENDS_SENTENCE.search(above.text)
         return self.has_gap(above, line) or bool(is_indented)

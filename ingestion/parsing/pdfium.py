@@ -284,7 +284,7 @@ class _TextReader:
         return turns.most_common(1)[0][0] if turns else 0
 
     def _turn_at(self, index: int) -> int:
-        """Quarters of a turn, against the clock."""
+        """Quarters of a turn, as PDFium counts them: with the clock."""
         angle = float(_pdfium.FPDFText_GetCharAngle(self._text, index))
         return round(angle / (math.pi / 2)) % 4 if angle >= 0 else 0
 
@@ -302,13 +302,13 @@ def _follows(run: Run, left: float, top: float, bottom: float) -> bool:
 def _turned(
     left: float, top: float, right: float, bottom: float, turn: int
 ) -> tuple[float, float, float, float]:
-    """A box with y upwards as one with y downwards, after `turn` quarters against the clock."""
+    """A box with y upwards as one with y downwards, after `turn` quarters with the clock."""
     match turn:
-        case 1:
+        case 3:
             return bottom, left, top, right
         case 2:
             return -right, bottom, -left, top
-        case 3:
+        case 1:
             return -top, -right, -bottom, -left
         case _:
             return left, -top, right, -bottom

@@ -226,3 +226,7 @@ def test_metadata_is_that_of_the_file() -> None:
         "authors": ["Ann", "Bob"],
         "created_at": "2024-01-31T12:00:00+01:00",
     }
+
+
+def test_pages_of_nothing_but_one_line_keep_it() -> None:
+    assert read(*[page(Text(60, 600, "Confidential"))] * 3).text.count("Confidential") == 3

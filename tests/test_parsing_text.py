@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import DocumentRejected
+from app.terms import extract_terms
 from ingestion.parsing.documents import TITLE_CHARS_MAX, parse_document
 from ingestion.types import Markup
+from tests import samples
 
 GERMAN = (
     "Die Bundesregierung hat am Montag beschlossen, dass die neuen Regeln ab dem kommenden Jahr"
@@ -234,3 +236,29 @@ def test_what_is_no_text_is_refused(content: bytes, filename: str, reason: str) 
 def test_a_program_tells_its_language(filename: str, text: str, language: str | None) -> None:
     parsed = parse_document(text.encode(), filename)
     assert (parsed.markup, parsed.code_language) == ("code", language)
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("新しい規則は来年から適用される予定です。全社員は三十日の休暇を取得できます。", "休暇"),
+        ("政府星期一决定新规定将从明年开始实施。所有员工每年享有三十天的假期。", "假期"),
+        (
+            "정부는 새로운 규칙이 내년부터 시행될 것이라고 결정했다. 모든 직원은 휴가를 쓴다.",
+            "휴가",
+        ),
+    ],
+    ids=["Japanese", "Chinese", "Korean"],
+)
+@pytest.mark.parametrize("times", [1, 6])
+def test_what_is_written_without_spaces_is_found_by_pairs(
+    text: str, question: str, times: int
+) -> None:
+    for content, filename in (
+        ((text * times).encode(), "a.txt"),
+        (f"<html><p>{text * times}</p></html>".encode(), "a.html"),
+        (samples.docx(samples.paragraph(text * times)), "a.docx"),
+    ):
+        parsed = parse_document(content, filename)
+        assert parsed.language in ("simple", "english")
+        assert set(extract_terms(question)) <= set(extract_terms(parsed.text, parsed.language))

@@ -120,12 +120,16 @@ def _without_furniture(pages: Sequence[Sequence[Column]]) -> list[list[Column]]:
     furniture = {shape for shape, count in shapes.items() if count >= often}
     seen: set[str] = set()
     dropped: set[int] = set()
-    for edge in edges:
-        for line in edge:
-            shape = _shape(line.text)
-            repeats = shape in seen or _PAGE_NUMBER.fullmatch(line.text)
-            if shape in furniture and repeats:
-                dropped.add(id(line))
+    for page, edge in zip(pages, edges, strict=True):
+        repeated = {
+            id(line)
+            for line in edge
+            if (shape := _shape(line.text)) in furniture
+            and (shape in seen or _PAGE_NUMBER.fullmatch(line.text))
+        }
+        # A page of nothing else says just that.
+        if len(repeated) < sum(len(column.items) for column in page):
+            dropped |= repeated
         seen |= {_shape(line.text) for line in edge}
     return [
         [

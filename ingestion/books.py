@@ -31,9 +31,15 @@ NOTES_AT_ONCE = 500
 
 
 class Books(Protocol):
-    """The collection that a run works on; `pipeline_digest` names the pipeline as it asks for."""
+    """The collection that a run works on; `pipeline_digest` names the pipeline as it asks for.
+
+    `shelf` is None where a rehearsal finds no such collection yet.
+    """
 
     pipeline_digest: str
+
+    @property
+    def shelf(self) -> Shelf | None: ...
 
     async def known(self, prefixes: Sequence[str]) -> dict[str, SourceState]:
         """The documents whose URI begins like one of these, by URI."""
@@ -60,15 +66,17 @@ class Books(Protocol):
     async def tidy(self) -> None: ...
 
 
-async def open_books(name: str, tools: Tools, *, is_rehearsal: bool) -> Books:
+async def open_books(
+    name: str, tools: Tools, *, is_rehearsal: bool, tenant_id: int = DEFAULT_TENANT_ID
+) -> Books:
     """The collection of this name, made if it is new; a rehearsal changes nothing in it."""
     model_id = None if is_rehearsal else await tools.model_id()
 
     async def look(connection: AsyncConnection) -> Shelf | None:
         if model_id is None:
-            found = await find_collection(connection, DEFAULT_TENANT_ID, name)
+            found = await find_collection(connection, tenant_id, name)
             return _shelf(found) if found else None
-        collection = await ensure_collection(connection, DEFAULT_TENANT_ID, name, model_id)
+        collection = await ensure_collection(connection, tenant_id, name, model_id)
         collection.check_model(model_id, tools.embedder.name)
         return _shelf(collection)
 
@@ -85,23 +93,21 @@ def _shelf(collection: StoredCollection) -> Shelf:
 class _Collection:
     def __init__(self, shelf: Shelf, tools: Tools) -> None:
         self.pipeline_digest = tools.digest(shelf.settings)
-        self._shelf = shelf
+        self.shelf = shelf
         self._tools = tools
 
     async def known(self, prefixes: Sequence[str]) -> dict[str, SourceState]:
-        return await _known(self._shelf, self._tools, prefixes)
+        return await _known(self.shelf, self._tools, prefixes)
 
     async def write(self, file: SourceFile) -> Change:
         async def write(connection: AsyncConnection, version: NewVersion) -> Change:
-            return await write_file(connection, self._shelf, file, version)
+            return await write_file(connection, self.shelf, file, version)
 
         original = Original(file.name, file.sha256, file.content)
-        return await process(original, self._shelf, self._tools, write)
+        return await process(original, self.shelf, self._tools, write)
 
     async def restore(self, file: SourceFile) -> None:
-        await self._tools.transaction(
-            lambda connection: restore_file(connection, self._shelf, file)
-        )
+        await self._tools.transaction(lambda connection: restore_file(connection, self.shelf, file))
 
     async def fail(
         self,
@@ -112,7 +118,7 @@ class _Collection:
     ) -> None:
         await self._tools.transaction(
             lambda connection: record_failed_file(
-                connection, self._shelf, file, reason, pipeline_digest, refused
+                connection, self.shelf, file, reason, pipeline_digest, refused
             )
         )
 
@@ -130,18 +136,18 @@ class _Collection:
         """Leave the indexes as fast as they can be."""
         reach("folder.before_tidy")
         with stage("ingest", "tidy"), translated_errors():
-            await merge_postings(self._tools.engine, self._shelf.collection_id)
-            await ensure_index(self._tools.engine, self._shelf.model_id)
+            await merge_postings(self._tools.engine, self.shelf.collection_id)
+            await ensure_index(self._tools.engine, self.shelf.model_id)
 
 
 class _Rehearsal:
     def __init__(self, shelf: Shelf | None, tools: Tools) -> None:
         self.pipeline_digest = tools.digest(shelf.settings if shelf else DEFAULTS)
-        self._shelf = shelf
+        self.shelf = shelf
         self._tools = tools
 
     async def known(self, prefixes: Sequence[str]) -> dict[str, SourceState]:
-        return await _known(self._shelf, self._tools, prefixes) if self._shelf else {}
+        return await _known(self.shelf, self._tools, prefixes) if self.shelf else {}
 
     async def write(self, file: SourceFile) -> Change:
         return "added" if file.seen_version_id is None else "updated"

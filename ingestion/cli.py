@@ -10,13 +10,12 @@ import re
 import signal
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 from typer.core import TyperCommand
 
 from app.config import Settings, load_settings
@@ -159,19 +158,19 @@ def worker(
         int, typer.Option(min=1, max=64, help="Documents that are worked on at the same time.")
     ] = 4,
 ) -> None:
-    """Process uploaded documents, until Ctrl-C or SIGTERM; several may run side by side."""
+    """Process uploads and registered sources, until Ctrl-C or SIGTERM; several may run together."""
     from app.db.schema import ready_database  # noqa: PLC0415 - heavy, and not for every command
+    from ingestion.syncing import sync_source  # noqa: PLC0415 - heavy, as above
     from ingestion.worker import run_worker  # noqa: PLC0415 - heavy, as above
 
     settings = load_settings()
     configure_logging(settings)
-    if settings.database_url is not None:
-        asyncio.run(
-            run_worker(settings, settings.database_url.get_secret_value(), concurrency=concurrency)
-        )
-    else:
-        with ready_database(settings) as url:
-            asyncio.run(run_worker(settings, url, concurrency=concurrency))
+    with ExitStack() as stack:
+        if settings.database_url is not None:
+            url = settings.database_url.get_secret_value()
+        else:
+            url = stack.enter_context(ready_database(settings))
+        asyncio.run(run_worker(settings, url, concurrency=concurrency, sync_source=sync_source))
 
 
 @app.command()
@@ -242,7 +241,9 @@ def main() -> None:
     try:
         alone(prog_name="python -m ingestion")
     except FootnoteError as error:
-        _complain(error)
+        from ingestion.output import complain  # noqa: PLC0415 - heavy, and not for every command
+
+        complain(error)
         sys.exit(WRONG_USE)
 
 
@@ -277,25 +278,36 @@ async def _ingest_into(
     as_json: bool,
 ) -> "Report":
     """One run; then, with `watch_seconds` (between looks at what cannot be watched), for ever."""
-    if (task := asyncio.current_task()) is not None:
-        # As Ctrl-C does: transactions are given up, and what was started is stopped.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with _opened_tools(settings, url) as tools:
+    from ingestion.output import complain, tell  # noqa: PLC0415 - heavy, and not for every command
+
+    async with _ending_at_sigterm(), _opened_tools(settings, url) as tools:
         if ray is None:
             report = await _sync_once(order, tools, is_quiet=as_json)
         else:
             report = await _sync_on_ray(order, tools, url, ray, is_quiet=as_json)
-        _tell(report, order, as_json=as_json)
+        tell(report, order, as_json=as_json)
         if watch_seconds is not None:
             from ingestion.following import Follower  # noqa: PLC0415 - for --watch only
 
             follower = Follower(
                 sync=lambda order: _sync_once(order, tools, is_quiet=True),
-                tell=lambda report: _tell(report, order, as_json=as_json),
-                complain=_complain,
+                tell=lambda report: tell(report, order, as_json=as_json),
+                complain=complain,
             )
             await follower.follow(order, report, watch_seconds)
         return report
+
+
+@asynccontextmanager
+async def _ending_at_sigterm() -> AsyncGenerator[None]:
+    """End as by Ctrl-C: transactions are given up, and what was started is stopped."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is not None:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 @asynccontextmanager
@@ -336,37 +348,3 @@ async def _sync_on_ray(
     address = None if ray == ONE_MACHINE else ray
     with shown_progress(tools, is_quiet=is_quiet) as progress:
         return await sync_on_cluster(order, tools, progress, address=address, database_url=url)
-
-
-def _tell(report: "Report", order: "Order", *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "collection": order.collection,
-                    "dry_run": order.is_rehearsal,
-                    **report.counts,
-                    "chunks": report.chunks,
-                    "embedded": report.embedded,
-                    "failures": [
-                        {"path": failure.path, "reason": failure.reason}
-                        for failure in report.failures
-                    ],
-                    "took_ms": round(report.took_seconds * 1000, 1),
-                },
-                ensure_ascii=False,
-            )
-        )
-        return
-    for failure in report.failures:
-        typer.echo(f"failed: {failure.path}: {failure.reason}", err=True)
-    if order.is_rehearsal:
-        typer.echo("This is what would be done; nothing was changed.", err=True)
-    counts = {**report.counts, "chunks": report.chunks, "embedded": report.embedded}
-    typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
-
-
-def _complain(error: FootnoteError) -> None:
-    output = Console(stderr=True, highlight=False, soft_wrap=True)
-    output.print(Text.assemble(("Error: ", "bold red"), error.detail))
-    output.print(Text.assemble(("What to do: ", "bold"), error.hint))

@@ -10,12 +10,14 @@ from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import structlog
 
+from app.access import DEFAULT_TENANT_ID
 from app.config import Settings
 from app.db.collections import check_name
 from app.db.documents import Sighting, SourceState
 from app.errors import DocumentRejected, FootnoteError
 from app.telemetry import DOCUMENTS
 from ingestion.books import Books, open_books, source_of
+from ingestion.estimate import Candidate, Estimate, estimate
 from ingestion.personal_data import PersonalDataRefused
 from ingestion.pipeline import Tools
 from ingestion.sources.base import (
@@ -58,6 +60,7 @@ class Order:
     selection: Selection = field(default_factory=Selection)
     retry_failed: bool = False
     is_rehearsal: bool = False
+    tenant_id: int = DEFAULT_TENANT_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +76,14 @@ class Report:
     """What a run did, or what a rehearsal found that a run would do.
 
     `chunks` were written, and of these `embedded` were new to the model: the others' vectors were
-    known.
+    known. A rehearsal has an `estimate` instead, of what it would write.
     """
 
     counts: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(get_args(Outcome), 0))
     failures: list[Failure] = field(default_factory=list[Failure])
     chunks: int = 0
     embedded: int = 0
+    estimate: Estimate | None = None
     took_seconds: float = 0.0
 
     @property
@@ -113,11 +117,18 @@ async def sync(order: Order, tools: Tools, progress: Progress) -> Report:
     started = time.monotonic()
     check_name(order.collection)
     async with _opened_sources(order, tools.settings) as sources:
-        books = await open_books(order.collection, tools, is_rehearsal=order.is_rehearsal)
+        books = await open_books(
+            order.collection,
+            tools,
+            is_rehearsal=order.is_rehearsal,
+            tenant_id=order.tenant_id,
+        )
         run = _Run(order, tools, books)
         await run.look(sources)
         await run.take(progress)
         await run.drop_lost()
+        if order.is_rehearsal:
+            run.report.estimate = await estimate(run.would_write, tools, books.shelf)
     if run.report.has_changes:
         await books.tidy()
     run.report.failures.sort(key=lambda failure: failure.path)
@@ -136,25 +147,18 @@ async def _opened_sources(order: Order, settings: Settings) -> AsyncGenerator[li
         yield sources
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """An item, and the source that has it."""
-
-    item: Item
-    source: Source
-
-
 class _Run:
     """One comparison of what there is with what is known, and what follows from it."""
 
     def __init__(self, order: Order, tools: Tools, books: Books) -> None:
         self.report = Report()
+        self.would_write: list[Candidate] = []
         self._order = order
         self._tools = tools
         self._books = books
         self._known: dict[str, SourceState] = {}
         self._listings: list[Listing] = []
-        self._found: dict[str, _Found] = {}
+        self._found: dict[str, Candidate] = {}
         self._sightings: list[Sighting] = []
         self._room = _Room(BYTES_IN_FLIGHT)
         self._chunks_before = tools.chunks_count
@@ -172,15 +176,15 @@ class _Run:
             for item in listing.items:
                 # Where locations overlap, the first that has something is the one it comes from.
                 if item.uri not in self._found:
-                    self._found[item.uri] = _Found(item, source)
+                    self._found[item.uri] = Candidate(item, source)
 
-    def _sort_out(self) -> list[_Found]:
+    def _sort_out(self) -> list[Candidate]:
         """Settle what is unchanged at a glance; gives what must be looked into.
 
         Most of a second run goes through here, so a document costs a few microseconds.
         """
         digest = self._books.pipeline_digest
-        due: list[_Found] = []
+        due: list[Candidate] = []
         unchanged = 0
         for uri, found in self._found.items():
             state = self._known.get(uri)
@@ -232,23 +236,25 @@ class _Run:
             ):
                 await self._delete(state)
 
-    async def _take_each(self, remaining: Iterator[_Found], progress: Progress) -> None:
+    async def _take_each(self, remaining: Iterator[Candidate], progress: Progress) -> None:
         for found in remaining:
             size_bytes = found.item.size_bytes
             async with self._room.taken(UNKNOWN_SIZE_BYTES if size_bytes is None else size_bytes):
                 await self._take(found)
             progress.advance(found.item)
 
-    async def _take(self, found: _Found) -> None:
+    async def _take(self, found: Candidate) -> None:
         """Read and compare; only then work."""
         item, content, reason, is_final = found.item, None, "", False
         refused: Mapping[str, int] | None = None
         for attempt in range(ATTEMPTS):
             try:
+                if self._order.is_rehearsal and item.uri not in self._known:
+                    return self._foresee(found)
                 known = self._settled(item)
                 content = await self._read(found, known)
                 if content is not None:
-                    return await self._take_content(item, content)
+                    return await self._take_content(found, content)
                 return self._leave(item, known)
             except ItemGone as error:
                 return await self._take_leave_of(item, str(error))
@@ -288,16 +294,28 @@ class _Run:
         is_done = state.status == "failed" and not self._order.retry_failed
         return state if is_done or state.status == "ready" else None
 
-    async def _read(self, found: _Found, known: SourceState | None) -> Content | None:
-        max_bytes = self._tools.settings.max_upload_bytes
-        if (found.item.size_bytes or 0) > max_bytes:
-            raise ItemUnreadable(too_large(max_bytes))
-        return await found.source.read(found.item, known, max_bytes)
+    def _foresee(self, found: Candidate) -> None:
+        """What is new would be added; a rehearsal does not read it for that."""
+        self._check_size(found.item)
+        self.would_write.append(found)
+        self.report.count("added")
 
-    async def _take_content(self, item: Item, content: Content) -> None:
+    async def _read(self, found: Candidate, known: SourceState | None) -> Content | None:
+        self._check_size(found.item)
+        return await found.source.read(found.item, known, self._tools.settings.max_upload_bytes)
+
+    def _check_size(self, item: Item) -> None:
+        max_bytes = self._tools.settings.max_upload_bytes
+        if (item.size_bytes or 0) > max_bytes:
+            raise ItemUnreadable(too_large(max_bytes))
+
+    async def _take_content(self, found: Candidate, content: Content) -> None:
+        item = found.item
         state = self._known.get(item.uri)
         if state is None or not state.serves(content.sha256, self._books.pipeline_digest):
             self.report.count(await self._books.write(source_of(item, state, content)))
+            if self._order.is_rehearsal:
+                self.would_write.append(found)
         elif state.status == "ready":
             self.report.count("unchanged")
             self._note(item, state, content.changed_ns, content.tag)

@@ -154,12 +154,21 @@ def test_a_heading_is_never_left_alone_before_a_text_that_it_opens() -> None:
     assert {chunk.heading for chunk in chunks} == {("Leave", "In Spain")}
 
 
-def test_long_prose_is_cut_evenly_at_sentences() -> None:
-    chunks = chunks_of(sentences(100))
+def test_long_prose_is_cut_at_sentences_into_passages_of_a_fair_size() -> None:
+    chunks = chunks_of(sentences(400))
     assert all(chunk.text.endswith(".") for chunk in chunks)
     sizes = [chunk.tokens for chunk in chunks]
-    assert min(sizes) > 0.8 * max(sizes)
+    assert min(sizes) >= CHUNK_TOKENS // 3
+    assert sum(sizes) / len(sizes) >= CHUNK_TOKENS // 2
     assert max(sizes) <= CHUNK_TOKENS
+
+
+@pytest.mark.parametrize("count", [10, 11, 12, 13])
+def test_what_fits_in_a_passage_is_never_cut(count: int) -> None:
+    section = f"## In Spain\n\n{sentences(count)}\n\n{sentences(count, 'dogs')}"
+    assert CHUNK_TOKENS // 2 < tokens(section) <= CHUNK_TOKENS
+    text = f"# Leave\n\n{sentences(100)}\n\n{section}\n\n## In Peru\n\n{sentences(100)}"
+    assert section in [chunk.text for chunk in chunks_of(text)]
 
 
 def test_sentences_of_chinese_are_found_without_spaces() -> None:

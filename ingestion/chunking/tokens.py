@@ -20,6 +20,7 @@ class Scale:
         self, blocks: Sequence[Block], token_spans: Sequence[Sequence[tuple[int, int]]]
     ) -> None:
         self._marks: list[int] = []
+        self._end = blocks[-1].end if blocks else 0
         for block, spans in zip(blocks, token_spans, strict=True):
             marks = [block.start + start for start, _ in spans] or [block.start]
             if max(map(sub, (*marks, block.end), (block.start, *marks))) > UNMARKED_CHARS_MAX:
@@ -30,9 +31,9 @@ class Scale:
         return bisect_left(self._marks, end) - bisect_left(self._marks, start)
 
     def reach(self, start: int, weight: int) -> int:
-        """How far a text from `start` on goes that weighs `weight`; past the end if it is lighter."""
+        """How far a text from `start` on goes that weighs `weight`; to the end if it is lighter."""
         index = bisect_left(self._marks, start) + weight
-        return self._marks[index] if index < len(self._marks) else self._marks[-1] + 1
+        return self._marks[index] if index < len(self._marks) else self._end
 
     def reach_back(self, end: int, weight: int) -> int:
         """Where a text begins that ends at `end` and weighs `weight`, or all that is before it."""

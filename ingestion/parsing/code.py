@@ -186,13 +186,13 @@ def _name(node: Node) -> str:
     if node.type == "impl_item":
         named = node.child_by_field_name("type")
     declared = node
-    while named is None and (declared := declared.child_by_field_name("declarator")) is not None:
-        named = declared.child_by_field_name("name")
-        if named is None and not declared.named_child_count:
-            named = declared
+    while named is None and (inner := declared.child_by_field_name("declarator")) is not None:
+        declared = inner
+    if named is None and declared is not node:
+        named = declared
     if named is None and node.type == "type_declaration":
         named = next((one.child_by_field_name("name") for one in node.named_children), None)
-    name = _words(named)
+    name = _words(named).split("(")[0]
     receiver = node.child_by_field_name("receiver")  # of a method in Go
     if words := _WORD.findall(_words(receiver)):
         name = f"{words[min(1, len(words) - 1)]}.{name}"

@@ -13,6 +13,8 @@ from ingestion.parsing.page_tables import Table
 from ingestion.parsing.tidying import escape_headings
 
 LARGE_SIZE = 1.15
+OTHER_SIZE = 1.08
+"""Lines whose type differs by more, as a note's does from the text's, are no one paragraph."""
 HEADING_CHARS_MAX = 160
 HEADING_WORDS_MAX = 20
 HEADING_LINES_MAX = 3
@@ -41,6 +43,7 @@ _CAPTION = re.compile(
 _BROKEN_WORD = re.compile(r"([^\W\d_]{2,})-$")
 _WORD_START = re.compile(r"[^\W\d_]+")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_BLANK_LINES = re.compile(r"\n{3,}")
 _UNSPACED = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 
 
@@ -110,7 +113,7 @@ def render(page: Sequence[Column], style: Style) -> str:
     writer = _Writer(style)
     for column in page:
         writer.column(column)
-    return "".join(writer.parts).strip()
+    return _BLANK_LINES.sub("\n\n", "".join(writer.parts)).strip()
 
 
 class _Writer:
@@ -278,7 +281,11 @@ class _Shape:
         return gap > usual + PARAGRAPH_GAP_HEIGHTS * line.height or gap < -above.height
 
     def starts_paragraph(self, above: Line, line: Line) -> bool:
-        if above.size == 0 or line.text[0].islower():
+        if above.size == 0:
+            return False
+        if not 1 / OTHER_SIZE < line.size / above.size < OTHER_SIZE:
+            return True
+        if line.text[0].islower():
             return False
         if above.top > line.top:
             return False  # the line is the first of another column

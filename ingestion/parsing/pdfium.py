@@ -5,6 +5,7 @@ Coordinates are points from the upper left, turned so that the page's text runs 
 
 import ctypes
 import math
+import re
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ RUN_GAP = 0.8
 """Of the height of a character: a wider gap parts two runs."""
 
 _TURN_SAMPLES = 40
+_BOLD_NAME = re.compile(r"(?i)bold|black|heavy|demi|-medi|cmbx|cmssbx")
 _HYPHENS = "\x02\ufffe"
 """What PDFium makes of a hyphen at the end of a line."""
 _METADATA = {
@@ -275,8 +277,7 @@ class _TextReader:
     def _is_bold(self, index: int) -> bool:
         name = ctypes.create_string_buffer(128)
         _pdfium.FPDFText_GetFontInfo(self._text, index, name, len(name), None)
-        lowered = name.value.lower()
-        return b"bold" in lowered or b"black" in lowered or b"heavy" in lowered
+        return _BOLD_NAME.search(name.value.decode("ascii", "ignore")) is not None
 
     def _turn_of_page(self) -> int:
         step = max(self._count // _TURN_SAMPLES, 1)

@@ -73,7 +73,6 @@ async def process(
     parsed = await parse(original, tools)
     reach("pipeline.parsed")
     original, parsed = await protect(original, parsed, shelf, tools)
-    reach("pipeline.scanned")
     report("chunking", 0, 0)
     passages = await chunk(parsed, shelf, tools)
     reach("pipeline.chunked")

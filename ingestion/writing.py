@@ -374,7 +374,6 @@ async def _refuse(
     kept = old if old is not None and old.pipeline_digest == pipeline_digest else None
     if old is not None and kept is None:
         await remove_version(connection, document.collection_id, old)
-        reach("refusal.old_removed")
     if kept is None:
         values |= {"title": unquote(document.uri.rsplit("/", 1)[-1]), "metadata_": {}}
     await set_status(

@@ -22,6 +22,7 @@ DUMMIES = {
     "document_id": str(uuid4()),
     "conversation_id": str(uuid4()),
     "job_id": "123456",
+    "source_id": str(uuid4()),
 }
 
 
@@ -336,6 +337,12 @@ async def foreign(guarded: Service) -> dict[str, str]:
         headers=board,
     )
     assert upload.status_code == 202, upload.text
+    source = await client.post(
+        "/api/sources",
+        json={"location": "https://canary.example/", "collection": "mine"},
+        headers=owner,
+    )
+    assert source.status_code == 202, source.text
     chat = await client.post(
         "/api/chat", json={"question": "Who sings?", "collection": "mine"}, headers=board
     )
@@ -346,6 +353,7 @@ async def foreign(guarded: Service) -> dict[str, str]:
         "conversation_id": chat.json()["conversation_id"],
         "message_id": chat.json()["message_id"],
         "name": "mine",
+        "source_id": source.json()["id"],
     }
 
 
@@ -366,7 +374,12 @@ async def test_foreign_ids_answer_like_those_that_do_not_exist(
     for stranger in strangers:
         for door in doors:
             theirs, nobodys = [
-                await guarded.client.request(door.method, door.path.format(**ids), headers=stranger)
+                await guarded.client.request(
+                    door.method,
+                    door.path.format(**ids),
+                    json={"settings": {}} if door.method == "PATCH" else None,
+                    headers=stranger,
+                )
                 for ids in (foreign, DUMMIES)
             ]
             assert theirs.status_code == nobodys.status_code == 404, door

@@ -235,6 +235,30 @@ def printed(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
+async def test_settings_of_collections(address: str) -> None:
+    async def collections(*arguments: str) -> Result:
+        return await against(address, "collections", *arguments)
+
+    made = printed(await collections("create", "notes", "--chunk-tokens", "120", "--json"))
+    assert made["settings"]["chunking"]["tokens"] == 120
+    changed = await collections("set", "notes", "--overlap", "10", "--personal-data", "mask")
+    shown = await collections("show", "notes")
+    assert shown.stdout == changed.stdout
+    for line in ("chunk tokens     120", "overlap          10", "personal data    mask"):
+        assert line in shown.stdout
+    reset = printed(await collections("set", "notes", "--reset", "--strategy", "fixed", "--json"))
+    assert reset["settings"] == {
+        "chunking": {"tokens": None, "overlap": 0, "strategy": "fixed"},
+        "personal_data": "off",
+    }
+    rebuilt = await collections("rebuild", "notes")
+    assert "to be rebuilt    none" in rebuilt.stdout
+    nothing = await collections("set", "notes")
+    assert (nothing.exit_code, "nothing to set" in nothing.stderr) == (2, True)
+    wrong = await collections("set", "notes", "--chunk-tokens", "3")
+    assert (wrong.exit_code, "settings.chunking.tokens" in wrong.stderr) == (2, True)
+
+
 async def test_collections(address: str) -> None:
     result = await against(address, "collections", "list")
     assert "no collections" in result.stdout

@@ -1,18 +1,29 @@
-"""Collections: made, listed, deleted."""
+"""Collections: made, listed, set up, rebuilt, deleted."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 
 from app.api.bodies import BodyRoute
 from app.api.problems import DOCUMENTED
-from app.api.schemas import CollectionInfo, CollectionList, NewCollection, Removal, Text
+from app.api.schemas import Removal, Text
+from app.api.schemas_ingestion import (
+    CollectionChange,
+    CollectionDetail,
+    CollectionInfo,
+    CollectionList,
+    NewCollection,
+    PersonalDataInfo,
+    SettingsChange,
+)
 from app.db.collections import Removed
 from app.dependencies import CallerDep, LibraryDep
-from app.documents.records import CollectionRecord
+from app.documents.records import CollectionOverview, CollectionRecord
 
 router = APIRouter(route_class=BodyRoute, tags=["collections"], responses=DOCUMENTED)
+
+Name = Annotated[Text, Path()]
 
 
 @router.get("/api/collections")
@@ -24,14 +35,33 @@ async def list_collections(caller: CallerDep, library: LibraryDep) -> Collection
 @router.post("/api/collections", status_code=201)
 async def create_collection(
     body: NewCollection, caller: CallerDep, library: LibraryDep
-) -> CollectionInfo:
-    return _collection_info(await library.create_collection(caller, body.name))
+) -> CollectionDetail:
+    return _detail(await library.create_collection(caller, body.name, _patch(body.settings)))
+
+
+@router.get("/api/collections/{name}")
+async def read_collection(name: Name, caller: CallerDep, library: LibraryDep) -> CollectionDetail:
+    return _detail(await library.get_collection(caller, name))
+
+
+@router.patch("/api/collections/{name}")
+async def change_collection(
+    name: Name, body: CollectionChange, caller: CallerDep, library: LibraryDep
+) -> CollectionDetail:
+    """Change settings; documents are brought to them in the background, `outdated` counts them."""
+    return _detail(await library.change_collection(caller, name, _patch(body.settings)))
+
+
+@router.post("/api/collections/{name}/rebuild", status_code=202)
+async def rebuild_collection(
+    name: Name, caller: CallerDep, library: LibraryDep
+) -> CollectionDetail:
+    """Make documents anew that an older version of Footnote made, in the background."""
+    return _detail(await library.rebuild_collection(caller, name))
 
 
 @router.delete("/api/collections/{name}")
-async def delete_collection(
-    name: Annotated[Text, Path()], caller: CallerDep, library: LibraryDep
-) -> Removal:
+async def delete_collection(name: Name, caller: CallerDep, library: LibraryDep) -> Removal:
     """Delete a collection with all its documents, vectors and originals."""
     return removal(await library.delete_collection(caller, name))
 
@@ -55,4 +85,20 @@ def _collection_info(record: CollectionRecord) -> CollectionInfo:
         documents=record.documents,
         chunks=record.chunks,
         created_at=record.created_at,
+        settings=record.settings,
     )
+
+
+def _detail(overview: CollectionOverview) -> CollectionDetail:
+    return CollectionDetail(
+        **dict(_collection_info(overview)),
+        outdated=overview.outdated,
+        personal_data={
+            kind: PersonalDataInfo(documents=count.documents, found=count.found)
+            for kind, count in overview.personal_data.items()
+        },
+    )
+
+
+def _patch(change: SettingsChange) -> dict[str, Any]:
+    return change.model_dump(exclude_unset=True)

@@ -68,6 +68,7 @@ async def list_documents(
         caller,
         collection=query.collection,
         status=query.status,
+        personal_data=query.personal_data,
         limit=query.limit,
         cursor=query.cursor,
     )
@@ -124,4 +125,5 @@ def _document_info(record: DocumentRecord) -> DocumentInfo:
         job_id=record.job_id,
         created_at=record.created_at,
         updated_at=record.updated_at,
+        personal_data=dict(record.personal_data) if record.personal_data is not None else None,
     )

@@ -94,22 +94,6 @@ class InCollections(Wire):
 # --- collections and documents --------------------------------------------------------------------
 
 
-class NewCollection(Wire):
-    name: CollectionName = Field(examples=["handbook"])
-
-
-class CollectionInfo(BaseModel):
-    name: str
-    embedding_model: str
-    documents: int
-    chunks: int
-    created_at: datetime
-
-
-class CollectionList(BaseModel):
-    collections: list[CollectionInfo]
-
-
 class Removal(BaseModel):
     """The receipt of a deletion, committed when it is given.
 
@@ -152,7 +136,10 @@ class Accepted(BaseModel):
 
 
 class DocumentInfo(BaseModel):
-    """`reason` says why a document failed; `version` counts the versions that came to serve."""
+    """`reason` says why a document failed; `version` counts the versions that came to serve.
+
+    `personal_data` counts what a scan found, by kind; null where none was asked for.
+    """
 
     id: UUID
     collection: str
@@ -171,11 +158,13 @@ class DocumentInfo(BaseModel):
     job_id: int | None
     created_at: datetime
     updated_at: datetime
+    personal_data: dict[str, int] | None
 
 
 class DocumentQuery(Wire):
     collection: CollectionName | None = None
     status: DocumentStatus | None = None
+    personal_data: bool | None = None
     limit: Annotated[int, Field(ge=1)] = 50
     cursor: Annotated[Text, Field(max_length=500)] | None = None
 

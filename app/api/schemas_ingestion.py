@@ -4,9 +4,14 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictInt
 
 from app.api.schemas import CollectionName, DocumentStatus, Wire
+from app.db.collection_settings import (
+    ChunkingStrategy,
+    CollectionSettings,
+    PersonalDataPolicy,
+)
 
 MAX_JOB_ID = 2**63 - 1
 
@@ -110,3 +115,63 @@ class IngestionInfo(BaseModel):
     workers: list[WorkerInfo]
     collections: list[CollectionBacklogInfo]
     failures: list[FailureInfo]
+
+
+# --- collections ----------------------------------------------------------------------------------
+
+
+class ChunkingChange(Wire):
+    """How texts are cut; null resets."""
+
+    tokens: StrictInt | None = Field(
+        default=None, description="The size to aim for, 16 to 2000; null: the service's own."
+    )
+    overlap: StrictInt | None = Field(
+        default=None, description="Tokens that a passage repeats of the one before it."
+    )
+    strategy: ChunkingStrategy | None = None
+
+
+class SettingsChange(Wire):
+    """A JSON merge patch: what is left out stays, null resets."""
+
+    chunking: ChunkingChange | None = None
+    personal_data: PersonalDataPolicy | None = None
+
+
+class NewCollection(Wire):
+    name: CollectionName = Field(examples=["handbook"])
+    settings: SettingsChange = SettingsChange()
+
+
+class CollectionChange(Wire):
+    settings: SettingsChange = Field(examples=[{"chunking": {"tokens": 300, "overlap": 30}}])
+
+
+class CollectionInfo(BaseModel):
+    name: str
+    embedding_model: str
+    documents: int
+    chunks: int
+    created_at: datetime
+    settings: CollectionSettings
+
+
+class CollectionList(BaseModel):
+    collections: list[CollectionInfo]
+
+
+class PersonalDataInfo(BaseModel):
+    """In how many documents there is some, and how much of it was found in them."""
+
+    documents: int
+    found: int
+
+
+class CollectionDetail(CollectionInfo):
+    """`outdated` documents serve a version that is yet to be rebuilt with the settings."""
+
+    outdated: int
+    personal_data: dict[str, PersonalDataInfo] = Field(
+        examples=[{"email": {"documents": 3, "found": 7}}]
+    )

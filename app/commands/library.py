@@ -1,20 +1,37 @@
 """`footnote collections …` and `footnote documents …`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
 
 from app.commands.client import ApiKey, Service, Url, with_service
 from app.commands.output import AsJson, console, plain, print_json, print_table
+from app.errors import InvalidInput
 
 PAGE_SIZE = 200
 
-collections = typer.Typer(help="List, make and delete collections.", no_args_is_help=True)
+collections = typer.Typer(help="List, make, set up and delete collections.", no_args_is_help=True)
 documents = typer.Typer(help="List, show and delete documents.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The collection's name.")]
 DocumentId = Annotated[str, typer.Argument(help="The document's id.", metavar="ID")]
+ChunkTokens = Annotated[
+    int | None,
+    typer.Option(help="The size of passages to aim for, in tokens.", metavar="N"),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(help="Tokens that a passage repeats of the one before it.", metavar="N"),
+]
+Strategy = Annotated[
+    Literal["structure", "recursive", "fixed"] | None,
+    typer.Option(help="Cut along headings and blocks, along sentences, or by length alone."),
+]
+PersonalData = Annotated[
+    Literal["off", "report", "mask", "refuse"] | None,
+    typer.Option(help="What to do about e-mail addresses, phone and card numbers in documents."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -43,11 +60,67 @@ def list_collections(as_json: AsJson = False, url: Url = None, api_key: ApiKey =
 
 @collections.command("create")
 def create_collection(
-    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+    name: Name,
+    chunk_tokens: ChunkTokens = None,
+    overlap: Overlap = None,
+    strategy: Strategy = None,
+    personal_data: PersonalData = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Make an empty collection."""
-    reply = _call(url, api_key, "POST", "/api/collections", json={"name": name})
+    settings = _settings(chunk_tokens, overlap, strategy, personal_data)
+    body = {"name": name, "settings": settings}
+    reply = _call(url, api_key, "POST", "/api/collections", json=body)
     print_json(reply) if as_json else console().print(f"Made the collection {reply['name']}.")
+
+
+@collections.command("show")
+def show_collection(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """Show a collection with its settings, and what was found in it."""
+    reply = _call(url, api_key, "GET", f"/api/collections/{_segment(name)}")
+    print_json(reply) if as_json else _print_collection(reply)
+
+
+@collections.command("set")
+def set_collection(
+    name: Name,
+    chunk_tokens: ChunkTokens = None,
+    overlap: Overlap = None,
+    strategy: Strategy = None,
+    personal_data: PersonalData = None,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Everything that is not given: back to the defaults.")
+    ] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Change how a collection's documents are cut, and what happens to personal data in them.
+
+    Its documents are made anew in the background; until then the old passages are found.
+    """
+    settings = _settings(chunk_tokens, overlap, strategy, personal_data)
+    if reset:
+        own = {"tokens": None, "overlap": None, "strategy": None, **settings.get("chunking", {})}
+        settings = {"personal_data": None, **settings, "chunking": own}
+    if not settings:
+        raise InvalidInput("There is nothing to set.", hint="Give an option; --help lists them.")
+    path = f"/api/collections/{_segment(name)}"
+    reply = _call(url, api_key, "PATCH", path, json={"settings": settings})
+    print_json(reply) if as_json else _print_collection(reply)
+
+
+@collections.command("rebuild")
+def rebuild_collection(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """Make documents anew that an older version of Footnote made, in the background."""
+    reply = _call(url, api_key, "POST", f"/api/collections/{_segment(name)}/rebuild")
+    print_json(reply) if as_json else _print_collection(reply)
 
 
 @collections.command("delete")
@@ -68,6 +141,10 @@ def list_documents(
     status: Annotated[
         str | None, typer.Option(metavar="STATUS", help="queued, processing, ready or failed.")
     ] = None,
+    personal_data: Annotated[
+        bool | None,
+        typer.Option("--personal-data/--no-personal-data", help="With some found in it, or none."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 1000,
     as_json: AsJson = False,
     url: Url = None,
@@ -77,7 +154,7 @@ def list_documents(
 
     async def work(service: Service) -> list[Any]:
         found: list[Any] = []
-        given = {"collection": collection, "status": status}
+        given = {"collection": collection, "status": status, "personal_data": personal_data}
         query = {key: value for key, value in given.items() if value is not None}
         while len(found) < limit:
             page_size = min(PAGE_SIZE, limit - len(found))
@@ -156,6 +233,42 @@ def list_duplicates(
         empty="No documents are nearly the same.",
         right="group",
     )
+
+
+def _settings(
+    chunk_tokens: int | None,
+    overlap: int | None,
+    strategy: str | None,
+    personal_data: str | None,
+) -> dict[str, Any]:
+    """The settings that were given, as the API takes them."""
+    given = {"tokens": chunk_tokens, "overlap": overlap, "strategy": strategy}
+    chunking = {key: value for key, value in given.items() if value is not None}
+    settings: dict[str, Any] = {"chunking": chunking} if chunking else {}
+    if personal_data is not None:
+        settings["personal_data"] = personal_data
+    return settings
+
+
+def _print_collection(reply: dict[str, Any]) -> None:
+    chunking, found = reply["settings"]["chunking"], reply["personal_data"]
+    lines = {
+        "name": reply["name"],
+        "documents": f"{reply['documents']:,}",
+        "passages": f"{reply['chunks']:,}",
+        "to be rebuilt": f"{reply['outdated']:,}" if reply["outdated"] else "none",
+        "model": reply["embedding_model"],
+        "chunk tokens": chunking["tokens"] or "as the service is set",
+        "overlap": chunking["overlap"],
+        "strategy": chunking["strategy"],
+        "personal data": reply["settings"]["personal_data"],
+        **{
+            f"  {kind.replace('_', ' ')}": f"{one['found']:,} in {one['documents']:,} documents"
+            for kind, one in found.items()
+        },
+    }
+    for key, value in lines.items():
+        console().print(f"{key:16} {plain(str(value))}", soft_wrap=True)
 
 
 def _report_removal(removal: dict[str, Any], as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The library: collections, the documents in them, and the originals they were made of.
+"""The library: documents, and the originals they were made of; collections come from beside.
 
 Everything is scoped to the caller: what somebody may not see is not there for them. A document
 and the job that will process it come into being in one transaction; a deletion is one too.
@@ -8,40 +8,27 @@ import asyncio
 import hashlib
 import json
 import mimetypes
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.access import Caller
 from app.config import Settings
 from app.db.blobs import drop_unused_blobs, read_blob, store_blob
-from app.db.collections import (
-    DEFAULT_COLLECTION,
-    Removed,
-    StoredCollection,
-    check_name,
-    create_collection,
-    delete_collection,
-    ensure_collection,
-    enter_collection,
-    find_collection,
-    list_collections,
-)
+from app.db.collection_settings import CollectionSettings
+from app.db.collections import Removed, enter_collection
 from app.db.documents import delete_document, lock_document_at, set_status
 from app.db.idempotency import keep_reply, take_key
 from app.db.models import Collection, Document
 from app.db.session import Sessions
 from app.db.transactions import in_transaction
-from app.db.vectors import register_model
+from app.documents.collections import Collections
 from app.documents.contents import check_content
 from app.documents.records import (
     Accepted,
-    CollectionRecord,
     DocumentPage,
     DocumentRecord,
     EmbedderIdentity,
@@ -55,7 +42,7 @@ from app.documents.records import (
     read_cursor,
     write_cursor,
 )
-from app.documents.visibility import DOCUMENTS, may_enter, may_see, parsed_text, visible
+from app.documents.visibility import DOCUMENTS, may_see, parsed_text, visible
 from app.errors import BodyTooLarge, Conflict, Forbidden, InvalidInput, NotFound
 from app.failpoints import reach
 from app.jobs import Jobs
@@ -66,49 +53,13 @@ UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 Found = TypeVar("Found")
 
 
-class Library:
+class Library(Collections):
     def __init__(
         self, sessions: Sessions, jobs: Jobs, settings: Settings, embedder: EmbedderIdentity
     ) -> None:
-        self._sessions = sessions
+        super().__init__(sessions, embedder)
         self._jobs = jobs
         self._settings = settings
-        self._embedder = embedder
-
-    # --- collections ------------------------------------------------------------------------------
-
-    async def create_collection(self, caller: Caller, name: str) -> CollectionRecord:
-        """Raises InvalidInput for a bad name, Conflict for a taken one."""
-        check_name(name)
-        if not may_enter(caller, name):
-            raise Forbidden("This key is limited to other collections.")
-
-        async def work(connection: AsyncConnection) -> CollectionRecord:
-            model_id = await self._model_id(connection)
-            if not await create_collection(connection, caller.tenant_id, name, model_id):
-                raise Conflict(f"There is a collection {name} already.")
-            return _collection_record(await self._collection(connection, caller, name))
-
-        return await in_transaction(self._begin, work)
-
-    async def list_collections(self, caller: Caller) -> Sequence[CollectionRecord]:
-        """By name."""
-
-        async def work(connection: AsyncConnection) -> list[CollectionRecord]:
-            stored = await list_collections(connection, caller.tenant_id)
-            return [_collection_record(one) for one in stored if may_enter(caller, one.name)]
-
-        return await in_transaction(self._begin, work)
-
-    async def delete_collection(self, caller: Caller, name: str) -> Removed:
-        """Remove a collection and everything in it."""
-
-        async def work(connection: AsyncConnection) -> Removed:
-            return await delete_collection(
-                connection, await self._collection(connection, caller, name)
-            )
-
-        return await in_transaction(self._begin, work)
 
     # --- uploads ----------------------------------------------------------------------------------
 
@@ -208,9 +159,7 @@ class Library:
         else:
             # The old text goes on being found as it was described.
             values = {"pending": described}
-        job_id = await self._jobs.defer_document(
-            connection, document.id, priority=upload.priority
-        )
+        job_id = await self._jobs.defer_document(connection, document.id, priority=upload.priority)
         reach("upload.job_deferred")
         await set_status(
             connection,
@@ -238,15 +187,25 @@ class Library:
         return await in_transaction(self._begin, work)
 
     async def content(self, caller: Caller, document_id: UUID) -> OriginalFile:
-        """The original, byte for byte; raises NotFound where only its place is known."""
+        """The original, byte for byte.
+
+        Raises NotFound where only its place is known, and Forbidden where personal data is masked
+        and the key may not see it.
+        """
 
         async def work(connection: AsyncConnection) -> OriginalFile:
             rows = await connection.execute(
-                select(Document.uri, Document.media_type, Document.blob_sha256)
+                select(Document.uri, Document.media_type, Document.blob_sha256, Collection.settings)
                 .join(Collection, Collection.id == Document.collection_id)
                 .where(*visible(caller), Document.id == document_id)
             )
-            uri, media_type, sha256 = _found(rows.one_or_none())
+            uri, media_type, sha256, settings = _found(rows.one_or_none())
+            policy = CollectionSettings.model_validate(settings).personal_data
+            if policy == "mask" and "admin" not in caller.scopes:
+                raise Forbidden(
+                    "Personal data is masked in this collection, and the original still holds it.",
+                    hint="Use a key with the scope `admin`, or read the text by search.",
+                )
             content = await read_blob(connection, caller.tenant_id, sha256) if sha256 else None
             if content is None:
                 raise NotFound(
@@ -292,11 +251,13 @@ class Library:
         *,
         collection: str | None = None,
         status: str | None = None,
+        personal_data: bool | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> DocumentPage:
         """A page of the documents that the caller may see, newest first.
 
+        `personal_data` takes those only in which some was found, or none was.
         Raises NotFound for an unknown collection and InvalidInput for a bad limit or cursor.
         """
         if not 1 <= limit <= self._settings.max_limit:
@@ -304,6 +265,9 @@ class Library:
         wanted = visible(caller)
         if status is not None:
             wanted.append(Document.status == status)
+        if personal_data is not None:
+            holds_some = func.coalesce(Document.personal_data, {}) != {}
+            wanted.append(holds_some if personal_data else ~holds_some)
         if cursor is not None:
             wanted.append(tuple_(Document.created_at, Document.id) < tuple_(*read_cursor(cursor)))
 
@@ -324,56 +288,6 @@ class Library:
             )
 
         return await in_transaction(self._begin, work)
-
-    # --- helpers ----------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _begin(self) -> AsyncGenerator[AsyncConnection]:
-        async with self._sessions.begin() as session:
-            yield await session.connection()
-
-    async def _model_id(self, connection: AsyncConnection) -> int:
-        return await register_model(
-            connection,
-            name=self._embedder.name,
-            digest=self._embedder.digest,
-            dimensions=self._embedder.dimensions,
-        )
-
-    async def _collection(
-        self, connection: AsyncConnection, caller: Caller, name: str
-    ) -> StoredCollection:
-        found = None
-        if may_enter(caller, name):
-            found = await find_collection(connection, caller.tenant_id, name)
-        if found is None:
-            raise NotFound(
-                "There is no such collection.",
-                hint="`GET /api/collections` lists them; `POST /api/collections` makes one.",
-            )
-        return found
-
-    async def _collection_for_upload(
-        self, connection: AsyncConnection, caller: Caller, name: str
-    ) -> StoredCollection:
-        """The named collection; the default one is made when it is first used."""
-        model_id = await self._model_id(connection)
-        if name == DEFAULT_COLLECTION and may_enter(caller, name):
-            await ensure_collection(connection, caller.tenant_id, name, model_id)
-        collection = await self._collection(connection, caller, name)
-        collection.check_model(model_id, self._embedder.name)
-        return collection
-
-
-def _collection_record(stored: StoredCollection) -> CollectionRecord:
-    return CollectionRecord(
-        name=stored.name,
-        embedding_model=stored.model_name,
-        generation=stored.generation,
-        documents=stored.documents_count,
-        chunks=stored.chunks_count,
-        created_at=stored.created_at,
-    )
 
 
 def _found(what: Found | None) -> Found:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol, cast
 from uuid import UUID
 
+from app.db.collection_settings import DEFAULTS, CollectionSettings
 from app.db.models.documents import DocumentStatus
 from app.db.queue import Priority
 from app.errors import InvalidInput
@@ -51,6 +52,25 @@ class CollectionRecord:
     documents: int
     chunks: int
     created_at: datetime
+    settings: CollectionSettings = DEFAULTS
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalDataCount:
+    """In how many documents there is some, and how much of it was found in them."""
+
+    documents: int
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionOverview(CollectionRecord):
+    """`outdated` documents serve a version that is yet to be rebuilt; `personal_data` is by kind."""
+
+    outdated: int = 0
+    personal_data: Mapping[str, PersonalDataCount] = field(
+        default_factory=dict[str, PersonalDataCount]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +100,7 @@ class Accepted:
 class DocumentRecord:
     """`chunks`, `pages`, `version` and `warnings` are those of the version that serves.
 
-    `updated_at` is when `status` last changed.
+    `updated_at` is when `status` last changed. `personal_data` counts what a scan found, by kind.
     """
 
     id: UUID
@@ -100,6 +120,7 @@ class DocumentRecord:
     pages: int | None
     version: int | None
     warnings: Sequence[str]
+    personal_data: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ DOCUMENTS = (
         DocumentVersion.pages_count,
         DocumentVersion.number,
         func.coalesce(DocumentVersion.warnings, []),
+        Document.personal_data,
     )
     .join(Collection, Collection.id == Document.collection_id)
     .outerjoin(DocumentVersion, DocumentVersion.id == Document.current_version_id)

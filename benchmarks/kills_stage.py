@@ -20,7 +20,9 @@ from psycopg.rows import dict_row
 PATIENCE_SECONDS = 180.0
 CALL_SECONDS = 20.0
 LOOK_SECONDS = 0.25
-QUEUE_MAX = 60
+QUEUE_MAX = 24
+DELETED = 0.3
+"""How often a file that is there is deleted, not edited."""
 TEXTS = {".md", ".txt", ".html", ".rst"}
 
 
@@ -121,17 +123,15 @@ class Driver:
 
     async def _take_turns(self, names: list[str]) -> None:
         choice = random.Random(self.choice.random())
-        for name in names:
-            await self._room()
-            await self._upload(name, self.originals[name], "uploads")
         while not self.stopping.is_set():
-            await self._room()
             name = choice.choice(names)
             known = self.files[name]
-            if known.content is None:
-                await self._upload(name, self.originals[name], "uploads")
-            elif choice.random() < 0.3 or Path(name).suffix not in TEXTS:
+            if known.content is not None and choice.random() < DELETED:
                 await self._delete(name)
+                continue
+            await self._room()
+            if known.content is None or Path(name).suffix not in TEXTS:
+                await self._upload(name, self.originals[name], "uploads")
             else:
                 words = f"\n\nEdited {choice.randrange(10**9)} of these.\n".encode()
                 await self._upload(name, self.originals[name] + words, "edits")

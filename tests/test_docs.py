@@ -14,8 +14,9 @@ from app.errors import StartupError
 from tests.conftest import ROOT
 from tests.repository import PAGES, TEXTS
 
-# The key that the command sends is no setting of the service.
-SETTINGS = {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields} | {"FOOTNOTE_API_KEY"}
+# No settings of the service: the key that the command sends, and what tests kill it with.
+SETTINGS = {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields}
+SETTINGS |= {"FOOTNOTE_API_KEY", "FOOTNOTE_FAILPOINTS"}
 
 
 # --- settings -------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ import os
 import shutil
 import signal
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from app.db import embedded
 from app.db.embedded import EmbeddedPostgres
+from app.db.supervision import kept_running
 from app.errors import DatabaseUnsuitable, HomeBusy, StartupError
 from tests.homes import Holder, copy_home, holder, is_alive
 
@@ -113,6 +115,50 @@ def test_a_killed_server_starts_again_with_what_was_committed(home: Path) -> Non
             with EmbeddedPostgres(home) as again:
                 assert postmaster(home) != server
                 assert ask(again, "SELECT id FROM kept") == 7
+
+
+def test_a_server_that_is_killed_under_its_users_is_started_again_once(home: Path) -> None:
+    server, other = EmbeddedPostgres(home), EmbeddedPostgres(home)
+    with server as url, other, kept_running(server), kept_running(other):
+        ask(url, "CREATE TABLE kept AS SELECT 7 AS number")
+        killed = postmaster(home)
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: postmaster_or_none(home) not in (None, killed) and answers(url))
+        assert ask(url, "SELECT number FROM kept") == 7
+        again = postmaster(home)
+    assert not is_alive(again)
+    assert (home / "postgres.log").read_text().count("starting PostgreSQL") == 2
+
+
+def test_a_cluster_that_was_removed_is_not_made_anew_behind_its_users_back(home: Path) -> None:
+    server = EmbeddedPostgres(home)
+    with server:
+        (home / "postgres").rename(home / "elsewhere")
+        assert not server.is_running
+        assert not server.revive()
+        (home / "elsewhere").rename(home / "postgres")
+        assert server.is_running
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def postmaster_or_none(home: Path) -> int | None:
+    try:
+        return postmaster(home)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def answers(url: str) -> bool:
+    try:
+        return ask(url, "SELECT 1") == 1
+    except psycopg.OperationalError:
+        return False
 
 
 def test_a_stale_pid_file_that_names_somebody_elses_process(home: Path) -> None:

@@ -99,8 +99,11 @@ class Served:
         return worker
 
     def servers(self) -> list[int]:
-        postgres = (self.home / "postgres" / "postmaster.pid").read_text().split("\n")[0]
-        return [int(postgres)]
+        try:
+            postgres = (self.home / "postgres" / "postmaster.pid").read_text().split("\n")[0]
+        except FileNotFoundError:
+            return []
+        return [int(postgres)] if postgres else []
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return footnote(self.environment(), *arguments)
@@ -194,6 +197,21 @@ def test_a_dead_worker_is_replaced(running: Served) -> None:
         ],
     )
     assert running.get("/health/live") == {"alive": True}
+
+
+def test_a_dead_postgres_is_replaced(running: Served) -> None:
+    running.wait_until_ready()
+    upload = {"file": ("before.md", b"# Before\n\nKept through the fall of the database.\n")}
+    assert httpx.post(f"{running.url}/api/documents", files=upload).status_code == 202
+    killed = running.servers()
+    os.kill(killed[0], signal.SIGKILL)
+    until("its end", lambda: not is_alive(killed[0]))
+    until("another PostgreSQL", lambda: running.servers() not in ([], killed), seconds=30)
+    running.wait_until_ready()
+    documents = running.get("/api/documents")["documents"]
+    (document,) = [one for one in documents if one["uri"] == "upload:///before.md"]
+    address = f"/api/documents/{document['id']}"
+    until("the document", lambda: (running.get(address) or {}).get("status") == "ready")
 
 
 def test_health_says_what_runs(running: Served) -> None:

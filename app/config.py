@@ -128,6 +128,7 @@ class Settings(BaseSettings):
     source_contact: Annotated[str, Field(pattern=r"^[!-~ ]*$", max_length=200)] = ""
     source_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     source_pause_seconds: Annotated[float, Field(ge=0)] = 0.1
+    source_buckets: Annotated[tuple[str, ...], NoDecode] = ()
     sitemap_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     sitemap_max_urls: Annotated[int, Field(ge=1)] = 50_000
     bucket_max_objects: Annotated[int, Field(ge=1)] = 1_000_000
@@ -163,7 +164,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _EnvironmentFile(settings_cls)
 
-    @field_validator("ollama_urls", "source_allow_networks", "sitemap_hosts", mode="before")
+    @field_validator("ollama_urls", "source_allow_networks", "source_buckets", "sitemap_hosts", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -12,6 +12,7 @@ from app.documents.duplicates import Duplicates
 from app.documents.library import Library
 from app.documents.overview import Overlook
 from app.documents.queue import Queue
+from app.documents.sources import Sources
 from app.errors import Unauthenticated
 from app.resources import Resources
 from app.search.base import Searcher
@@ -54,6 +55,10 @@ async def _queue(resources: ResourcesDep) -> Queue:
     return resources.queue
 
 
+async def _sources(resources: ResourcesDep) -> Sources:
+    return resources.sources
+
+
 async def _overlook(resources: ResourcesDep) -> Overlook:
     return resources.overlook
 
@@ -80,6 +85,7 @@ SettingsDep = Annotated[Settings, Depends(_settings)]
 LibraryDep = Annotated[Library, Depends(_library)]
 DuplicatesDep = Annotated[Duplicates, Depends(_duplicates)]
 QueueDep = Annotated[Queue, Depends(_queue)]
+SourcesDep = Annotated[Sources, Depends(_sources)]
 OverlookDep = Annotated[Overlook, Depends(_overlook)]
 SearcherDep = Annotated[Searcher, Depends(_searcher)]
 AnswererDep = Annotated[Answerer, Depends(_answerer)]

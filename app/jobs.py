@@ -24,8 +24,9 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from app.db.queue import BACKLOG, WAKE, WORKERS, Priority, lock_lost, next_places, queue_again
+from app.db.queue import BACKLOG, HELD, WAKE, WORKERS, Priority, lock_lost, next_places, queue_again
 from app.db.session import libpq_url
+from app.db.sources import lock_due, queue_sync
 from app.db.transactions import translated_errors
 from app.errors import DatabaseUnavailable
 
@@ -33,6 +34,10 @@ log = structlog.get_logger(__name__)
 
 QUEUE = "documents"
 TASK = "process_document"
+SOURCES_QUEUE = "sources"
+SYNC_TASK = "sync_source"
+SYNCS_AT_ONCE = 2
+"""Of one worker, beside the documents: whoever uploads does not wait behind a whole site."""
 
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 20.0
@@ -42,10 +47,14 @@ DRAIN_SECONDS = 30.0
 RECONNECT_SECONDS = 5.0
 KEEP_FINISHED_HOURS = 72
 LOST_AT_ONCE = 500
+SOURCES_AT_ONCE = 100
 
 Process = Callable[[UUID, int], Awaitable[bool]]
 """Works on a document, attempt 1 first. True: done, or not needed any more. False: failed for
 good. Raises RetryLater to be called again."""
+
+Sync = Callable[[UUID], Awaitable[bool]]
+"""Brings a registered source in step, as often as it is called; returns and raises as `Process`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,10 @@ class Jobs:
         self._app.task(name=TASK, queue=QUEUE, retry=_Retries(), pass_context=True)(
             self._process_document
         )
+        self._app.task(name=SYNC_TASK, queue=SOURCES_QUEUE, retry=_Retries())(self._sync_source)
+        self._workers: dict[str, Worker] = {}
+        self._at_hand: set[int | None] = set()
+        self._suspects: set[int] = set()
 
     async def open(self) -> None:
         await self._pool.open(wait=False)
@@ -150,6 +163,17 @@ class Jobs:
         )
         return [job.id for job in deferred if job.id is not None]
 
+    async def defer_sync(self, connection: AsyncConnection, source_id: UUID) -> int:
+        """The id of a new job; jobs of one source run one after the other."""
+        raw = await connection.get_raw_connection()
+        job = self._app.configure_task(
+            SYNC_TASK,
+            queue=SOURCES_QUEUE,
+            lock=f"source:{source_id}",
+            connection=raw.driver_connection,
+        )
+        return await job.defer_async(source_id=str(source_id))
+
     async def requeue(
         self,
         connection: AsyncConnection,
@@ -192,9 +216,18 @@ class Jobs:
         Returns early when the database goes away; the caller decides when to come back.
         """
         self._process = process
-        worker = Worker(
+        await self._take_jobs(QUEUE, concurrency, stop)
+
+    async def work_on_sources(self, sync: Sync, *, stop: asyncio.Event) -> None:
+        """The same for the jobs of sources."""
+        self._sync = sync
+        await self._take_jobs(SOURCES_QUEUE, SYNCS_AT_ONCE, stop)
+
+    async def _take_jobs(self, queue: str, concurrency: int, stop: asyncio.Event) -> None:
+        worker = self._workers[queue] = Worker(
             self._app,
-            queues=[QUEUE],
+            queues=[queue],
+            worker_middleware=[self._remember],
             concurrency=concurrency,
             fetch_job_polling_interval=POLL_SECONDS,
             shutdown_graceful_timeout=DRAIN_SECONDS,
@@ -226,12 +259,46 @@ class Jobs:
                 raise JobAborted from None
             raise
 
+    async def _remember(
+        self, proceed: Callable[[], Awaitable[Any]], context: JobContext, _: Worker
+    ) -> Any:
+        self._at_hand.add(context.job.id)
+        try:
+            return await proceed()
+        finally:
+            self._at_hand.discard(context.job.id)
+
+    async def put_back_dropped(self) -> int:
+        """Put back the jobs that the queue believes in this process's hands and that are not.
+
+        How many. The connection was lost when one was taken, or the disk was full when it was
+        over; the process's signs of life would keep it for ever. A job on its way in or out is
+        seen so once, not twice in a row.
+        """
+        worker_ids = [worker.worker_id for worker in self._workers.values() if worker.worker_id]
+        rows = await self._query(HELD, worker_ids=worker_ids)
+        suspects = {int(row["id"]) for row in rows} - self._at_hand
+        dropped, self._suspects = suspects & self._suspects, suspects
+        for job_id in dropped:
+            with _translated():
+                await self._app.job_manager.retry_job_by_id_async(
+                    job_id, retry_at=datetime.now(UTC)
+                )
+            log.warning("dropped_job_put_back", job=job_id)
+        if dropped:
+            await self._wake()
+        return len(dropped)
+
+    async def _sync_source(self, source_id: str) -> None:
+        if not await self._sync(UUID(source_id)):
+            raise JobAborted
+
     async def rescue_stalled(self) -> int:
         """Put jobs of workers without a heartbeat back into the queue; how many."""
         rescued = 0
         with _translated():
             stalled = await self._app.job_manager.get_stalled_jobs(
-                queue=QUEUE, seconds_since_heartbeat=DEAD_AFTER_SECONDS
+                seconds_since_heartbeat=DEAD_AFTER_SECONDS
             )
         for job in stalled:
             try:
@@ -260,11 +327,19 @@ class Jobs:
         with _translated():
             await self._app.job_manager.delete_old_jobs(
                 KEEP_FINISHED_HOURS,
-                queue=QUEUE,
                 include_failed=True,
                 include_cancelled=True,
                 include_aborted=True,
             )
+
+    async def requeue_due(self, engine: AsyncEngine) -> int:
+        """Give sources that are due, or whose job got lost, a new job; how many."""
+        async with engine.begin() as connection:
+            due = await lock_due(connection, SOURCES_AT_ONCE)
+            for source_id in due:
+                job_id = await self.defer_sync(connection, source_id)
+                await queue_sync(connection, source_id, job_id)
+        return len(due)
 
     async def _wake(self) -> None:
         """Have idle workers look for jobs now, not when they poll the next time."""

@@ -15,6 +15,7 @@ from app.api import (
     operations,
     problems,
     search,
+    sources,
 )
 from app.api.doors import routes_without_a_door
 from app.api.health import Health
@@ -69,6 +70,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(documents.router)
     app.include_router(duplicates.router)
     app.include_router(jobs.router)
+    app.include_router(sources.router)
     app.include_router(search.router)
     app.include_router(chat.router)
     app.include_router(health.router)

@@ -23,6 +23,7 @@ from app.documents.duplicates import Duplicates
 from app.documents.library import Library
 from app.documents.overview import Overlook
 from app.documents.queue import Queue
+from app.documents.sources import Sources
 from app.embedding.loading import open_embedder, usable_cores
 from app.embedding.query import QueryEmbedder
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
@@ -93,6 +94,7 @@ class Resources:
     library: Library
     duplicates: Duplicates
     queue: Queue
+    sources: Sources
     overlook: Overlook
     query_embedder: QueryEmbedder
     searcher: Searcher
@@ -155,6 +157,7 @@ async def open_resources(
             jobs=jobs,
             duplicates=Duplicates(sessions),
             queue=Queue(sessions, jobs, settings),
+            sources=Sources(sessions, jobs, settings),
             overlook=Overlook(sessions, jobs),
             library=Library(sessions, jobs, settings, query_embedder.embedder),
             query_embedder=query_embedder,

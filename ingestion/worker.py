@@ -3,8 +3,9 @@
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Self
 from uuid import UUID
 
@@ -44,12 +45,16 @@ MAX_ATTEMPTS = 3
 MAX_STARTS = 6
 """Attempts when it is not the document's fault, or when workers died over it without a word."""
 RETRY_PAUSES_SECONDS = (2.0, 8.0, 30.0, 60.0, 120.0)
+SYNC_PAUSE_SECONDS = 30.0
 RECONNECT_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
 
 RESCUE_SECONDS = 10.0
 REBUILD_SECONDS = 10.0
 TIDY_SECONDS = 60.0
 FORGET_SECONDS = 3600.0
+
+SyncSource = Callable[[Tools, UUID], Awaitable[bool]]
+"""Brings a registered source in step; False when that could not be done."""
 
 _ONE_RESCUER = text("SELECT pg_try_advisory_xact_lock(1718579060)")
 
@@ -61,11 +66,13 @@ async def run_worker(
     concurrency: int,
     stop: asyncio.Event | None = None,
     embedder: Embedder | None = None,
+    sync_source: SyncSource | None = None,
 ) -> None:
     """Work until `stop` is set, by default by SIGINT or SIGTERM; the jobs at hand are finished.
 
     Lives on while the database is away. Raises DatabaseUnsuitable. The model is loaded when the
-    first document comes, unless one is given.
+    first document comes, unless one is given. With `sync_source` it looks after registered sources
+    as well.
     """
     if stop is None:
         stop = _stopped_by_signals()
@@ -82,11 +89,28 @@ async def run_worker(
         rebuilder = Rebuilder(engine, jobs, worker.opened_tools)
         maintenance = asyncio.create_task(Maintenance(engine, jobs, rebuilder.queue_outdated).run())
         stack.push_async_callback(_cancelled, maintenance)
-        await _work(worker, jobs, engine, concurrency=concurrency, stop=stop)
+        takers = [partial(jobs.work, worker.process_document, concurrency=concurrency, stop=stop)]
+        if sync_source is not None:
+            sync = partial(_sync, worker, sync_source)
+            takers.append(partial(jobs.work_on_sources, sync, stop=stop))
+        await _work(takers, engine, concurrency=concurrency, stop=stop)
+
+
+async def _sync(worker: "Worker", sync_source: SyncSource, source_id: UUID) -> bool:
+    """As `app.jobs.Sync` says."""
+    try:
+        return await sync_source(await worker.opened_tools(), source_id)
+    except (Unavailable, StorageFull) as error:
+        log.warning("source_retried_later", source=str(source_id), reason=error.detail)
+        raise RetryLater(SYNC_PAUSE_SECONDS) from error
 
 
 async def _work(
-    worker: "Worker", jobs: Jobs, engine: AsyncEngine, *, concurrency: int, stop: asyncio.Event
+    takers: Sequence[Callable[[], Awaitable[None]]],
+    engine: AsyncEngine,
+    *,
+    concurrency: int,
+    stop: asyncio.Event,
 ) -> None:
     failures = 0
     while not stop.is_set():
@@ -94,7 +118,7 @@ async def _work(
         try:
             await check_database(engine)
             log.info("worker_ready", concurrency=concurrency)
-            await jobs.work(worker.process_document, concurrency=concurrency, stop=stop)
+            await _take_jobs(takers, stop)
         except Unavailable as error:
             log.warning("worker_without_database", detail=error.detail)
         failures = 0 if time.monotonic() - started > RESCUE_SECONDS else failures + 1
@@ -102,6 +126,21 @@ async def _work(
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_seconds):
                 await stop.wait()
+
+
+async def _take_jobs(takers: Sequence[Callable[[], Awaitable[None]]], stop: asyncio.Event) -> None:
+    """Until all have stopped, or the database went away under one of them."""
+    tasks = [asyncio.ensure_future(take()) for take in takers]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            done, _ = await asyncio.wait(tasks)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _stopped_by_signals() -> asyncio.Event:
@@ -273,11 +312,13 @@ class Maintenance:
 
     async def rescue(self) -> None:
         """Bring back the jobs of dead workers, and documents whose job got lost."""
+        await self._jobs.put_back_dropped()
         async with self._engine.begin() as connection:
             if (await connection.execute(_ONE_RESCUER)).scalar_one():
                 await self._jobs.rescue_stalled()
                 reach("rescue.jobs_put_back")
                 await self._jobs.requeue_lost(self._engine)
+                await self._jobs.requeue_due(self._engine)
 
     async def tidy(self) -> None:
         """Keep the indexes of the collections fast that changed since the last time."""

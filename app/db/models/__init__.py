@@ -4,6 +4,7 @@ from app.db.models.access import ApiKey, Tenant
 from app.db.models.conversations import Conversation, ConversationMessage, Feedback, UsageRecord
 from app.db.models.documents import Blob, Collection, Document, DocumentVersion, IdempotencyKey
 from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting
+from app.db.models.sources import RegisteredSource
 
 __all__ = [
     "ApiKey",
@@ -19,6 +20,7 @@ __all__ = [
     "Feedback",
     "IdempotencyKey",
     "Posting",
+    "RegisteredSource",
     "Tenant",
     "UsageRecord",
 ]

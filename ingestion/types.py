@@ -82,7 +82,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """How a text is cut: into passages of about `tokens`, each repeating the last `overlap`."""
+    """How a text is cut: into passages of `tokens` at most, each repeating the last `overlap`."""
 
     tokens: int = 200
     overlap: int = 0

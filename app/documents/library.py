@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.access import Caller
@@ -266,8 +266,8 @@ class Library(Collections):
         if status is not None:
             wanted.append(Document.status == status)
         if personal_data is not None:
-            holds_some = func.coalesce(Document.personal_data, {}) != {}
-            wanted.append(holds_some if personal_data else ~holds_some)
+            found = Document.personal_data
+            wanted.append(found != {} if personal_data else or_(found.is_(None), found == {}))
         if cursor is not None:
             wanted.append(tuple_(Document.created_at, Document.id) < tuple_(*read_cursor(cursor)))
 

@@ -15,6 +15,8 @@ import structlog
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
+from app.api.health import Health
+from app.api.schemas import EmbeddingCheck
 from app.cli import cli
 from tests.conftest import ROOT
 from tests.service import Service, over_sockets
@@ -139,7 +141,20 @@ async def test_status_draws_the_queue_and_the_service(service: Service, address:
     assert "heard" in drawn
     assert "silent for 60 s" in drawn
     state = printed(await against(address, "status", "--json"))
+    assert state["health"]["status"] == "ok"
     assert (state["ingestion"]["queued"], state["health"]["version"]) == (2, service.app.version)
+
+
+async def test_status_of_a_service_that_is_down_says_what_is_missing(
+    service: Service, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down = EmbeddingCheck(
+        status="down", reason="the model is gone", model="m", runtime="onnx", dimensions=4
+    )
+    monkeypatch.setattr(Health, "_embedding", lambda _: down)
+    drawn = await against(address, "status")
+    assert drawn.exit_code == 0, drawn.stderr
+    assert "embedding: the model is gone" in drawn.stdout
 
 
 async def test_status_is_drawn_until_it_is_enough(address: str) -> None:

@@ -50,6 +50,13 @@ class Service:
             reply = await self._client.request(method, path, **request)
         return _checked(reply).json()
 
+    async def health(self) -> Any:
+        """The state of every part, also of a service that is down."""
+        with self._reaching():
+            reply = await self._client.get("/health")
+        is_report = reply.headers.get("content-type") == "application/json"
+        return reply.json() if is_report else _checked(reply).json()
+
     async def stream(self, path: str, body: object = None) -> AsyncGenerator[tuple[str, Any]]:
         """The events of a streamed reply, each with its name; an `error` event is raised.
 

@@ -26,31 +26,30 @@ def status(
 
     With --json and --watch it prints one object a second.
     """
+    output = console()
 
-    async def work(service: Service) -> None:
-        if as_json or not watch:
-            await _print(service, as_json=as_json)
-            while watch:
-                await asyncio.sleep(WATCH_SECONDS)
-                await _print(service, as_json=as_json)
-            return
-        with Live(console=console(), auto_refresh=False) as live:
+    async def draw(service: Service) -> None:
+        with Live(console=output, auto_refresh=False) as live:
             while True:
                 live.update(_drawn(await _state(service)), refresh=True)
                 await asyncio.sleep(WATCH_SECONDS)
 
-    with_service(url, api_key, work)
+    async def tell(service: Service) -> None:
+        while True:
+            state = await _state(service)
+            print_json(state) if as_json else output.print(_drawn(state))
+            if not watch:
+                return
+            await asyncio.sleep(WATCH_SECONDS)
 
-
-async def _print(service: Service, *, as_json: bool) -> None:
-    state = await _state(service)
-    print_json(state) if as_json else console().print(_drawn(state))
+    is_drawn = watch and not as_json and output.is_terminal
+    with_service(url, api_key, draw if is_drawn else tell)
 
 
 async def _state(service: Service) -> dict[str, Any]:
     # The first one says best what is wrong when the database is away.
     ingestion = await service.call("GET", "/api/ingestion")
-    return {"health": await service.call("GET", "/health"), "ingestion": ingestion}
+    return {"health": await service.health(), "ingestion": ingestion}
 
 
 def _drawn(state: Mapping[str, Any]) -> RenderableType:

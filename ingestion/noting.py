@@ -13,8 +13,8 @@ from sqlalchemy.types import Uuid
 
 from app.db.transactions import translated_errors
 from app.errors import FootnoteError
+from ingestion.claims import Claim
 from ingestion.pipeline import Report, Stage
-from ingestion.writing import Claim
 
 log = structlog.get_logger(__name__)
 

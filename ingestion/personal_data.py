@@ -1,6 +1,6 @@
 """Personal data in parsed documents: counted, masked, or a reason to refuse.
 
-What is looked for stands in `ingestion/recognition.py`; here is what follows from it.
+What is looked for stands in `ingestion/recognition/`; here is what follows from it.
 """
 
 from bisect import bisect_right

@@ -26,18 +26,18 @@ from app.errors import DocumentRejected, FootnoteError, StorageFull, Unavailable
 from app.failpoints import reach
 from app.jobs import Jobs, RetryLater
 from app.telemetry import DOCUMENTS
-from ingestion.noting import ProgressNotes
-from ingestion.personal_data import PersonalDataRefused
-from ingestion.pipeline import DATABASE_CONNECTIONS, Original, Tools, open_tools, process
-from ingestion.rebuilding import Rebuilder
-from ingestion.writing import (
+from ingestion.claims import (
     Claim,
-    NewVersion,
     claim_document,
     fail_claimed,
     release_claim,
     write_claimed,
 )
+from ingestion.noting import ProgressNotes
+from ingestion.personal_data import PersonalDataRefused
+from ingestion.pipeline import DATABASE_CONNECTIONS, Original, Tools, open_tools, process
+from ingestion.rebuilding import Rebuilder
+from ingestion.writing import NewVersion
 
 log = structlog.get_logger(__name__)
 

@@ -1,21 +1,20 @@
 """One document version, in one transaction: all of it becomes visible, or none of it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from sqlalchemy import insert, text
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.blobs import drop_unused_blobs, read_blob, store_blob
+from app.db.blobs import drop_unused_blobs, store_blob
 from app.db.chunks import ChunkRow, add_chunks
 from app.db.collection_settings import DEFAULTS, CollectionSettings
 from app.db.collections import count_change, enter_collection
 from app.db.documents import (
     StoredDocument,
-    lock_document,
     lock_document_at,
     remove_version,
     set_status,
@@ -24,14 +23,12 @@ from app.db.models import DocumentVersion
 from app.db.postings import ChunkTerms, add_postings
 from app.db.vectors import add_vectors
 from app.embedding.base import Vectors
-from app.errors import NotFound
 from app.failpoints import reach
 from ingestion.signatures import Signature
 from ingestion.types import Chunk, ParsedDocument
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
-UPLOADS = "upload:"
-"""How the URIs of documents begin that somebody sent, with metadata of his own."""
+
 
 Change = Literal["added", "updated", "unchanged"]
 
@@ -107,25 +104,7 @@ class SourceFile:
     sha256: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A worker's right to write the next version of a document, of this original.
-
-    It is second-hand when an attempt before it ended without a word, as a dead worker's does.
-    """
-
-    id: UUID
-    document_id: UUID
-    shelf: Shelf
-    pipeline_digest: str
-    sha256: bytes
-    filename: str
-    is_second_hand: bool
-    content: bytes = field(repr=False)
-    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-# --- files of the command -------------------------------------------------------------------------
+# --- documents of sources -------------------------------------------------------------------------
 
 
 async def write_file(
@@ -143,7 +122,7 @@ async def write_file(
     if (served.id if served else None) != file.seen_version_id:
         raise Superseded
     await store_blob(connection, shelf.tenant_id, file.sha256, file.content)
-    await _put_version(
+    await put_version(
         connection,
         shelf,
         document,
@@ -174,11 +153,11 @@ async def record_failed_file(
     """Note why the file cannot be found; an older version goes on serving.
 
     With a pipeline digest the failure is final for this pipeline; without, it is tried again.
-    `refused` counts the personal data for which it was refused, see `_refuse`.
+    `refused` counts the personal data for which it was refused, see `refuse`.
     """
     document = await _enter_file(connection, shelf, file)
     if refused is not None:
-        await _refuse(
+        await refuse(
             connection,
             document,
             reason,
@@ -238,127 +217,10 @@ async def _restore(connection: AsyncConnection, document: StoredDocument, file: 
     )
 
 
-# --- documents of the worker ----------------------------------------------------------------------
-
-
-async def claim_document(
-    connection: AsyncConnection,
-    document_id: UUID,
-    digest_for: Callable[[CollectionSettings], str],
-) -> Claim | None:
-    """The right to process the document, with its original, taken from whoever had it before.
-
-    None when there is nothing to do: it is gone, was cancelled or given up, or what is wanted
-    serves already.
-    """
-    document = await lock_document(connection, document_id)
-    if document is None or document.blob_sha256 is None or document.status == "failed":
-        return None
-    found = await connection.execute(_SHELF, {"collection_id": document.collection_id})
-    model_id, settings = found.one()
-    own = CollectionSettings.model_validate(settings)
-    pipeline_digest = digest_for(own)
-    if document.serves(document.blob_sha256, pipeline_digest) and document.pending is None:
-        await set_status(
-            connection, document_id, "ready", claim=None, pipeline_digest=pipeline_digest
-        )
-        return None
-    content = await read_blob(connection, document.tenant_id, document.blob_sha256)
-    if content is None:
-        return None
-    claim_id = uuid4()
-    await set_status(connection, document_id, "processing", claim=claim_id)
-    reach("claim.before_commit")
-    return Claim(
-        id=claim_id,
-        document_id=document_id,
-        shelf=Shelf(document.tenant_id, document.collection_id, model_id, own),
-        pipeline_digest=pipeline_digest,
-        sha256=document.blob_sha256,
-        filename=unquote(document.uri.rsplit("/", 1)[-1]),
-        is_second_hand=document.claim is not None,
-        content=content,
-        given=(document.pending or {}).get("metadata", document.metadata),
-    )
-
-
-async def write_claimed(connection: AsyncConnection, claim: Claim, version: NewVersion) -> bool:
-    """Make the version serve; False, and nothing written, when the claim is no longer good."""
-    try:
-        await enter_collection(connection, claim.shelf.collection_id)
-    except NotFound:
-        return False
-    document = await _claimed(connection, claim)
-    if document is None:
-        return False
-    # What somebody gave counts more than what is read; what was read before counts less.
-    read, given = version.parsed.metadata, version.given
-    is_upload = document.uri.startswith(UPLOADS)
-    await _put_version(
-        connection,
-        claim.shelf,
-        document,
-        version,
-        metadata_={**read, **given} if is_upload else {**given, **read},
-        groups=(document.pending or {}).get("groups", document.groups),
-        pending=None,
-    )
-    return True
-
-
-async def release_claim(connection: AsyncConnection, claim: Claim, reason: str | None) -> None:
-    """Give the document back to the queue after an attempt that did not finish."""
-    if await _claimed(connection, claim):
-        await set_status(connection, claim.document_id, "queued", reason, claim=None)
-
-
-async def fail_claimed(
-    connection: AsyncConnection,
-    claim: Claim,
-    reason: str,
-    refused: Mapping[str, int] | None = None,
-) -> bool:
-    """Note why the document failed; False when that is no longer the claim's to say.
-
-    `refused` counts the personal data for which it was refused, see `_refuse`.
-    """
-    if refused is not None:
-        try:
-            await enter_collection(connection, claim.shelf.collection_id)
-        except NotFound:
-            return False
-    document = await _claimed(connection, claim)
-    if document is None:
-        return False
-    if refused is not None:
-        await _refuse(connection, document, reason, refused, claim.pipeline_digest)
-        return True
-    await set_status(
-        connection,
-        claim.document_id,
-        "failed",
-        reason,
-        claim=None,
-        pipeline_digest=claim.pipeline_digest,
-    )
-    return True
-
-
-async def _claimed(connection: AsyncConnection, claim: Claim) -> StoredDocument | None:
-    """The document, locked, if the claim is still the latest and its original still wanted."""
-    document = await lock_document(connection, claim.document_id)
-    if document is None or document.claim != claim.id or document.blob_sha256 != claim.sha256:
-        return None
-    return document
-
-
-_SHELF = text("SELECT embedding_model_id, settings FROM collections WHERE id = :collection_id")
-
-
 # --- what both write ------------------------------------------------------------------------------
 
 
-async def _refuse(
+async def refuse(
     connection: AsyncConnection,
     document: StoredDocument,
     reason: str,
@@ -403,7 +265,7 @@ async def _refuse(
         )
 
 
-async def _put_version(
+async def put_version(
     connection: AsyncConnection,
     shelf: Shelf,
     document: StoredDocument,

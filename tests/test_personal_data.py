@@ -373,7 +373,7 @@ def test_two_megabytes_without_anything_take_seconds() -> None:
 
 
 def test_more_numbers_than_can_be_judged_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingestion.recognition._NUMBERS_MAX", 50)
+    monkeypatch.setattr("ingestion.recognition.recognizer._NUMBERS_MAX", 50)
     numbers = " ".join(f"020 7946 0{number:03}," for number in range(100))
     with pytest.raises(DocumentRejected, match="too many numbers"):
         kinds(numbers)

@@ -21,11 +21,11 @@ from app.documents.records import DocumentRecord, Upload
 from app.embedding.base import TextKind, Vectors
 from app.errors import DocumentRejected, NotFound
 from app.jobs import Jobs
+from ingestion.claims import claim_document, fail_claimed, release_claim, write_claimed
 from ingestion.noting import ProgressNotes
 from ingestion.parsing.sandbox import ParserPool
 from ingestion.pipeline import Original, Tools, open_tools, process
 from ingestion.worker import Maintenance, run_worker
-from ingestion.writing import claim_document, fail_claimed, release_claim, write_claimed
 from tests.doubles.word_embedder import WordEmbedder
 from tests.index_state import assert_consistent, contents, generation
 

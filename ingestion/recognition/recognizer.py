@@ -13,6 +13,22 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from app.errors import DocumentRejected, ScanUnavailable
+from ingestion.recognition.rules import (
+    AS_DIALLED,
+    CARD,
+    DIALLED,
+    EMAIL,
+    IBAN,
+    IBAN_CHARS,
+    ISSUERS,
+    MACHINE_HEADER,
+    NATIONAL_IDS,
+    NO_TOP_LEVEL,
+    OTHER_LABEL,
+    PHONE_LABEL,
+    REGIONS,
+    REMOTE_PATH,
+)
 
 Kind = Literal["email", "phone", "card", "iban", "national_id"]
 
@@ -38,11 +54,11 @@ class Recognizer:
         try:
             self._phonenumbers: Any = import_module("phonenumbers")
             self._iban: Any = import_module("stdnum.iban")
-            self._ids = [(one, import_module(one.module)) for one in _NATIONAL_IDS]
+            self._ids = [(one, import_module(one.module)) for one in NATIONAL_IDS]
         except ImportError as error:
             raise ScanUnavailable from error
         self._language = language
-        self._regions = _REGIONS.get(language, ())
+        self._regions = REGIONS.get(language, ())
         self._shapes = {region: self._shape(region) for region in self._regions}
         self._judged: dict[tuple[str, str | None], str | None] = {}
         self._groups: dict[str, list[str]] = {}
@@ -64,15 +80,15 @@ class Recognizer:
     def _emails(self, text: str) -> Iterator[Found]:
         if "@" not in text:
             return
-        for match in _EMAIL.finditer(text):
+        for match in EMAIL.finditer(text):
             local, top = match[1], match[2]
             if (
-                top.lower() in _NO_TOP_LEVEL
+                top.lower() in NO_TOP_LEVEL
                 or local.lower() == "git"
-                or _REMOTE_PATH.match(text, match.end())
+                or REMOTE_PATH.match(text, match.end())
                 or _is_user_of_url(text, match.start())
                 or (len(local) >= 20 and sum(map(str.isdigit, local)) >= 10)
-                or _MACHINE_HEADER.search(_line_before(text, match.start()))
+                or MACHINE_HEADER.search(_line_before(text, match.start()))
             ):
                 continue
             yield Found("email", match.start(), match.end(), match[0].lower())
@@ -80,9 +96,9 @@ class Recognizer:
     # --- numbers with check digits ----------------------------------------------------------------
 
     def _ibans(self, text: str) -> Iterator[Found]:
-        for match in _IBAN.finditer(text):
+        for match in IBAN.finditer(text):
             # Words in capitals may follow; only one length is right for each country.
-            length = _IBAN_CHARS.get(match[0][:2], 0)
+            length = IBAN_CHARS.get(match[0][:2], 0)
             number = match[0].replace(" ", "")[:length]
             if len(number) == length and self._iban.is_valid(number):
                 end = _end_after(text, match.start(), length)
@@ -90,7 +106,7 @@ class Recognizer:
                     yield Found("iban", match.start(), end, number)
 
     def _cards(self, text: str) -> Iterator[Found]:
-        for match in _CARD.finditer(text):
+        for match in CARD.finditer(text):
             digits = _digits(match[0])
             gaps = set(match[0]) & {" ", "-"}
             if (
@@ -109,7 +125,7 @@ class Recognizer:
                 is_named = rule.label is not None and rule.label.search(before)
                 is_at_home = rule.label is None or self._language in rule.languages
                 if (
-                    (is_named or (is_at_home and not _OTHER_LABEL.search(before)))
+                    (is_named or (is_at_home and not OTHER_LABEL.search(before)))
                     and module.is_valid(match[0])
                     and not _is_in_url(text, match.start())
                 ):
@@ -121,7 +137,7 @@ class Recognizer:
 
     def _phones(self, text: str) -> Iterator[Found]:
         position = 0
-        while match := _DIALLED.search(text, position):
+        while match := DIALLED.search(text, position):
             found = self._phone_at(text, match)
             if found is not None:
                 yield found
@@ -132,14 +148,14 @@ class Recognizer:
     def _phone_at(self, text: str, match: re.Match[str]) -> Found | None:
         start, written = match.start(), match[0]
         before = text[max(0, start - _LABEL_CHARS) : start]
-        is_labelled = bool(_PHONE_LABEL.search(before))
+        is_labelled = bool(PHONE_LABEL.search(before))
         if written.startswith("+"):
             judge: Callable[[str], str | None] = self._international
         elif self._is_code:
             return None
         elif is_labelled:
             judge = self._labelled
-        elif not _AS_DIALLED.match(written) or _is_named_otherwise(text, start):
+        elif not AS_DIALLED.match(written) or _is_named_otherwise(text, start):
             return None
         else:
             judge = self._national
@@ -257,7 +273,7 @@ def _is_user_of_url(text: str, start: int) -> bool:
 
 
 def _is_named_otherwise(text: str, start: int) -> bool:
-    return bool(_OTHER_LABEL.search(text[max(0, start - _LABEL_CHARS) : start]))
+    return bool(OTHER_LABEL.search(text[max(0, start - _LABEL_CHARS) : start]))
 
 
 def _digits(written: str) -> str:
@@ -295,7 +311,7 @@ def _is_series(groups: Sequence[str]) -> bool:
 
 def _is_card(digits: str, groups: Sequence[int]) -> bool:
     """Whether a card may have this number, divided into groups of these lengths."""
-    for issuer in _ISSUERS:
+    for issuer in ISSUERS:
         if issuer.prefixes.match(digits) and len(digits) in issuer.lengths:
             is_grouped = len(groups) == 1 or tuple(groups) in issuer.groups
             return is_grouped and _luhn(digits)
@@ -306,169 +322,3 @@ def _luhn(digits: str) -> bool:
     values = [int(digit) for digit in reversed(digits)]
     doubled = [2 * value - 9 * (value > 4) for value in values[1::2]]
     return (sum(values[::2]) + sum(doubled)) % 10 == 0
-
-
-# --- e-mail addresses -----------------------------------------------------------------------------
-
-_LETTER = "A-Za-z0-9\u00c0-\u024f"
-_EMAIL = re.compile(
-    rf"(?<![{_LETTER}])([{_LETTER}][{_LETTER}._%+'-]{{0,63}})"
-    rf"@(?:[{_LETTER}](?:[{_LETTER}-]{{0,62}})\.){{1,6}}([A-Za-z]{{2,24}})(?![{_LETTER}_@-])"
-)
-_REMOTE_PATH = re.compile(r":(?:[~/]|[\w.-]{1,100}/)")
-_MACHINE_HEADER = re.compile(r"(?i)\b(?:message-id|in-reply-to|references|content-id)\b|\bcid:")
-# Endings of file names and units that come after an @ as well, and are no domains.
-_NO_TOP_LEVEL = frozenset(
-    """
-    png jpg jpeg gif svg webp bmp ico css scss js mjs cjs jsx tsx json yaml yml toml xml txt html
-    htm class java kt exe dll jar tgz gz bz2 xz deb rpm whl service socket timer target mount
-    conf cfg ini log csv tsv pdf docx xlsx pptx
-    """.split()  # noqa: SIM905 - a list of them would be a page long
-)
-
-# --- cards and accounts ---------------------------------------------------------------------------
-
-_CARD = re.compile(r"(?<![\w.,+-])\d(?:[ -]?\d){12,18}(?![\w]|[-.,]\d)")
-
-
-@dataclass(frozen=True, slots=True)
-class _Issuer:
-    prefixes: re.Pattern[str]
-    lengths: frozenset[int]
-    groups: tuple[tuple[int, ...], ...]
-
-
-def _issuer(prefixes: str, lengths: Sequence[int], *groups: tuple[int, ...]) -> _Issuer:
-    return _Issuer(re.compile(prefixes), frozenset(lengths), groups)
-
-
-_FOURS = ((4, 4, 4, 4), (4, 4, 4, 4, 3))
-_ISSUERS = (
-    _issuer("4", (16, 19), *_FOURS),
-    _issuer("5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720", (16,), *_FOURS),
-    _issuer("3[47]", (15,), (4, 6, 5)),
-    _issuer("6011|64[4-9]|65", (16, 19), *_FOURS),
-    _issuer("30[0-5]|36|38|39", (14,), (4, 6, 4)),
-    _issuer("352[89]|35[3-8]", (16, 19), *_FOURS),
-    _issuer("62", (16, 19), *_FOURS),
-)
-
-_IBAN_CHARS = {
-    one[:2]: int(one[2:])
-    for one in """
-    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22
-    DJ27 DK18 DO28 EE20 EG29 ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28
-    HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25
-    MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29
-    RO24 RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29
-    VA22 VG24 XK20 YE30
-    """.split()  # noqa: SIM905 - as above
-}
-_IBAN = re.compile(r"(?<![\w])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}")
-
-# --- national ids ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _NationalId:
-    """`module` of stdnum says what is valid. With a label it must be called so, or be at home."""
-
-    pattern: re.Pattern[str]
-    module: str
-    label: re.Pattern[str] | None
-    languages: frozenset[str]
-
-
-def _national_id(
-    pattern: str, module: str, label: str | None = None, languages: str = ""
-) -> _NationalId:
-    return _NationalId(
-        re.compile(rf"(?<![\w.,+/-])(?:{pattern})(?![\w]|[-.,/]\d)"),
-        f"stdnum.{module}",
-        re.compile(rf"(?i)(?:{label})[^\w\n]{{0,4}}(?:(?:no|nr|number|is)\b)?[^\w\n]{{0,4}}$")
-        if label
-        else None,
-        frozenset(languages.split()),
-    )
-
-
-_NATIONAL_IDS = (
-    _national_id(r"\d{3}-\d{2}-\d{4}", "us.ssn"),
-    _national_id(r"\d{3}\.\d{3}\.\d{3}-\d{2}", "br.cpf"),
-    _national_id(r"756\.\d{4}\.\d{4}\.\d{2}", "ch.ssn"),
-    _national_id(r"\d{2}\.\d{2}\.\d{2}-\d{3}\.\d{2}", "be.nn"),
-    _national_id(r"[A-Z]{6}\d{2}[A-EHLMPRST]\d{2}[A-Z]\d{3}[A-Z]", "it.codicefiscale"),
-    _national_id(r"\d{6}[-+A-FU-Y]\d{3}[0-9A-FHJ-NPR-Y]", "fi.hetu"),
-    _national_id(r"[12] ?\d\d ?(?:0[1-9]|1[0-2]) ?(?:\d\d|2[AB]) ?\d{3} ?\d{3} ?\d\d", "fr.nir"),
-    _national_id(r"\d{8}-?[A-Z]", "es.dni", "dni|nif", "spanish"),
-    _national_id(r"[XYZ]-?\d{7}-?[A-Z]", "es.nie", "nie|nif", "spanish"),
-    _national_id(r"(?:19|20)?\d{6}[-+]\d{4}", "se.personnummer", "personnummer", "swedish"),
-    _national_id(r"\d{6}-\d{4}", "dk.cpr", "cpr", "danish"),
-    _national_id(r"\d{11}", "pl.pesel", "pesel"),
-    _national_id(
-        r"\d{2} ?\d{3} ?\d{3} ?\d{3}",
-        "de.idnr",
-        "steuer-?id(?:nr|entifikationsnummer)?|idnr|tax id",
-    ),
-    _national_id(r"\d{9}", "nl.bsn", "bsn|burgerservicenummer"),
-    _national_id(r"\d{3}[ -]\d{3}[ -]\d{3}", "ca.sin", "sin|social insurance"),
-    _national_id(r"\d{3}[ -]?\d{3}[ -]?\d{4}", "gb.nhs", "nhs"),
-    _national_id(r"\d{4}[ -]?\d{4}[ -]?\d{4}", "in_.aadhaar", "aadhaar"),
-)
-
-# --- phone numbers --------------------------------------------------------------------------------
-
-_GAP = "[ \u00a0\u2009.\u2010-\u2013/()-]"
-_DIALLED = re.compile(
-    rf"(?<![\w+@#=$€£%/-])(?<!\d[.,:])(?:\+ ?)?\(?\d(?:{_GAP}{{0,3}}\d){{6,16}}(?![\w@%]|,\d)"
-)
-# With the 0 of long distance, or as in North America; other numbers need a label.
-_AS_DIALLED = re.compile(r"\(?0\d|\(\d{3}\) ?\d{3}[-. ]\d{4}|\d{3}([-.])\d{3}\1\d{4}")
-_PHONE_LABEL = re.compile(
-    r"(?i)(?:\b(?:tel|telephone|phone|mobile|mob|cell|fax|call|whatsapp|sms|hotline|ph"
-    r"|telefon|handy|mobil|durchwahl|rufnummer|t\u00e9l|t\u00e9l\u00e9phone|portable"
-    r"|tel\u00e9fono|m\u00f3vil|celular|telefono|cellulare|telefone|telem\u00f3vel|telefoon"
-    r"|mobiel|puhelin|puh|tlf|telefonnummer)|[\u260e\u260f\U0001f4de\u2706])"
-    r"[^\w\n+(]{0,4}(?:(?:no|nr|number|nummer|us|at|on|is)\b)?[^\w\n+(]{0,4}$"
-)
-_OTHER_LABEL = re.compile(
-    r"(?i)(?:\b(?:orders?|invoices?|tracking|serial|s/n|part|sku|item|article|art|ref|reference"
-    r"|case|ticket|issue|isbn|issn|doi|ean|upc|gtin|imei|account|acct|customer|transaction|txn"
-    r"|batch|lot|build|rev|revision|version|patent|id|uuid|hash|timestamp|bestellnummer|rechnung"
-    r"|rechnungsnummer|kundennummer|artikelnummer|auftrag|commande|facture|pedido|factura"
-    r"|ordine|fattura|no|nr)|#)"
-    r"[^\w\n]{0,4}(?:(?:no|nr|number|nummer|id|code|key|is)\b)?[^\w\n]{0,4}$"
-)
-_REGIONS: dict[str, Sequence[str]] = {
-    "english": ("US", "GB", "AU", "NZ", "IE", "ZA"),
-    "german": ("DE", "AT", "CH"),
-    "french": ("FR", "BE", "CH"),
-    "dutch": ("NL", "BE"),
-    "italian": ("IT", "CH"),
-    "spanish": ("ES", "MX", "AR", "CO", "CL"),
-    "portuguese": ("PT", "BR"),
-    "catalan": ("ES",),
-    "basque": ("ES",),
-    "swedish": ("SE", "FI"),
-    "danish": ("DK",),
-    "norwegian": ("NO",),
-    "finnish": ("FI",),
-    "polish": ("PL",),
-    "czech": ("CZ",),
-    "hungarian": ("HU",),
-    "romanian": ("RO",),
-    "greek": ("GR",),
-    "russian": ("RU",),
-    "turkish": ("TR",),
-    "serbian": ("RS",),
-    "lithuanian": ("LT",),
-    "estonian": ("EE",),
-    "irish": ("IE",),
-    "hindi": ("IN",),
-    "nepali": ("NP",),
-    "tamil": ("IN", "LK"),
-    "indonesian": ("ID",),
-    "persian": ("IR",),
-    "arabic": ("EG", "SA", "AE"),
-    "armenian": ("AM",),
-}

@@ -129,6 +129,17 @@ def test_a_split_table_repeats_its_caption_with_its_header(*, above: bool) -> No
     assert {chunk.context for chunk in chunks[1:-1]} == {f"{caption}\n| Country | Leave |"}
 
 
+def test_a_header_that_long_headings_leave_no_room_for_is_not_repeated() -> None:
+    headings = "\n\n".join(f"{'#' * n} Heading {n} {words(20, 'h')}" for n in range(1, 5))
+    columns = " | ".join(f"c{number}" for number in range(14))
+    rows = "\n".join([f"| {columns.replace('c', '')} |"] * 40)
+    text = f"{headings}\n\n| {columns} |\n|{' --- |' * 14}\n{rows}"
+    chunks = chunks_of(text, Chunking(100))
+    assert {chunk.context for chunk in chunks} == {""}
+    assert all(weight(embedded_text("Handbook", chunk)) <= 125 for chunk in chunks)
+    assert text.endswith(chunks[-1].text)
+
+
 def test_a_caption_belongs_to_the_nearer_of_two_tables() -> None:
     def table(name: str) -> str:
         return f"| {name} |  |\n| --- | --- |\n" + "\n".join(f"| {name} | {n} |" for n in range(60))

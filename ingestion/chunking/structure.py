@@ -24,7 +24,7 @@ def cut_by_structure(parsed: ParsedDocument, tokenizer: Tokenizer, chunking: Chu
 
 def grouped_pieces(script: Manuscript) -> list[Piece]:
     """The blocks, or the parts of heavy ones, that are taken together as passages."""
-    tables = TableContexts(script.text, script.blocks, script.scale, script.limit)
+    tables = TableContexts(script)
     parts = read_parts(script, tables)
     ranges = group(parts, script.scale, limit=script.limit, tiny=script.tiny)
     return [_piece(parts[first:last], tables) for first, last in ranges]

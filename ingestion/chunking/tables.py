@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingestion.chunking.blocks import Block
-from ingestion.chunking.tokens import Scale
+from ingestion.chunking.manuscript import Manuscript
 
 CONTEXT_SHARE_MAX = 3
 """Header and caption are repeated while they take no more than one third of a passage."""
@@ -30,13 +30,13 @@ class _Table:
 
 
 class TableContexts:
-    """`weight_max` is the weight of a passage."""
-
-    def __init__(self, text: str, blocks: Sequence[Block], scale: Scale, weight_max: int) -> None:
-        share = weight_max // CONTEXT_SHARE_MAX
+    def __init__(self, script: Manuscript) -> None:
+        text, blocks, scale = script.text, script.blocks, script.scale
         self._tables: list[_Table] = []
         for index, block in enumerate(blocks):
             if block.kind == "table":
+                passage = min(script.limit, script.room(script.paths[index]))
+                share = passage // CONTEXT_SHARE_MAX
                 header_end = text.index("\n", block.start)
                 rows_start = text.find("\n", header_end + 1, block.end)
                 header = " ".join(text[block.start : header_end].split())

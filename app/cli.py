@@ -14,6 +14,7 @@ from app.commands.demo import demo
 from app.commands.jobs import jobs
 from app.commands.keys import keys
 from app.commands.output import WRONG_USE, AsJson, CommandGroup, console
+from app.commands.sources import sources
 from app.commands.status import status
 from app.config import load_settings
 from app.listening import open_listener
@@ -119,6 +120,7 @@ cli.add_typer(ingestion)
 cli.add_typer(library.collections, name="collections")
 cli.add_typer(library.documents, name="documents")
 cli.add_typer(jobs, name="jobs")
+cli.add_typer(sources, name="sources")
 cli.add_typer(keys, name="keys")
 cli.add_typer(evaluation, name="eval")
 

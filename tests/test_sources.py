@@ -1,14 +1,18 @@
 """Registered sources: from the request that adds one to the worker that keeps it in step."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
+from typer.testing import CliRunner
 
+from app.cli import cli
 from app.config import Settings
 from ingestion.pipeline import open_tools
 from ingestion.syncing import sync_source
@@ -17,7 +21,7 @@ from tests.doubles.plain_parser import PlainParser
 from tests.doubles.web_server import Answer, WebServer, serving_web
 from tests.doubles.word_embedder import WordEmbedder
 from tests.index_state import assert_consistent
-from tests.service import Service, open_service
+from tests.service import Service, open_service, over_sockets
 
 TEXT = {"Content-Type": "text/plain"}
 
@@ -242,3 +246,30 @@ async def test_a_source_whose_job_got_lost_gets_another(opened: Service) -> None
     assert await resources.jobs.requeue_due(resources.engine) == 1
     assert await jobs(opened) == 1
     assert (await call(opened, "GET", f"/{source['id']}"))["status"] == "queued"
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+async def test_sources_are_managed_by_command(
+    opened: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FOOTNOTE_HOME", str(tmp_path))
+    # A command sets up logging for its whole process, which here is the tests'.
+    monkeypatch.setattr("app.commands.client.configure_logging", lambda _settings: None)
+    async with over_sockets(opened) as client:
+
+        async def run(*arguments: str) -> Any:
+            command = [*arguments, "--url", str(client.base_url)]
+            done = await asyncio.to_thread(CliRunner().invoke, cli, ["sources", *command])
+            assert done.exit_code == 0, done.output
+            return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+        added = await run("add", "https://docs.example/", "-c", "web", "--every", "5", "--json")
+        assert (added["status"], added["every_minutes"]) == ("queued", 5)
+        assert (await run("list", "--json"))["sources"] == [added]
+        listed = await run("list")
+        assert "https://docs.example/" in listed.replace("\n", "")
+        assert added["id"] in await run("sync", added["id"])
+        assert await run("remove", added["id"], "--json") == {"status": "removed"}
+        assert "There are no sources" in await run("list")

@@ -20,13 +20,18 @@ from pydantic import BaseModel, ConfigDict
 import ingestion
 from app.config import Settings
 from app.errors import DocumentRejected, Unavailable
+from ingestion.parsing.leftovers import (
+    FOLDER_PREFIX,
+    LOG_FILE,
+    mark_as_used,
+    remove_leftovers,
+)
 from ingestion.parsing.protocol import HEAD_BYTES_MAX, REPLY_HEADER, ChildLimits, request_header
 from ingestion.types import ParsedDocument
 
 CHILD_DOCUMENTS_MAX = 200
 """Then a child makes way for a fresh one, whatever its documents have left in its memory."""
 START_TIMEOUT_SECONDS = 60.0
-STDERR_FILE = "stderr.log"
 STDERR_TAIL_BYTES = 4096
 REASON_CHARS_MAX = 300
 PIECE_BYTES = 256 * 1024
@@ -41,6 +46,7 @@ class ParserPool:
         self._settings = settings
         self._places = asyncio.Semaphore(processes)
         self._idle: list[_Child] = []
+        self._has_started = False
         self._closed = False
 
     async def parse(self, content: bytes, filename: str) -> ParsedDocument:
@@ -51,7 +57,7 @@ class ParserPool:
         """
         async with self._places:
             while True:
-                child = self._idle.pop() if self._idle else await _Child.start(self._settings)
+                child = self._idle.pop() if self._idle else await self._start()
                 is_fresh = child.documents_count == 0
                 try:
                     return await child.parse(content, filename)
@@ -66,6 +72,12 @@ class ParserPool:
         self._closed = True
         while self._idle:
             await self._idle.pop().end()
+
+    async def _start(self) -> "_Child":
+        if not self._has_started:
+            self._has_started = True
+            await asyncio.to_thread(remove_leftovers)
+        return await _Child.start(self._settings)
 
     async def _give_back(self, child: "_Child") -> None:
         worn = child.documents_count >= CHILD_DOCUMENTS_MAX
@@ -109,7 +121,7 @@ class _Child:
 
     @classmethod
     async def start(cls, settings: Settings) -> Self:
-        folder = Path(tempfile.mkdtemp(prefix="footnote-parser-"))
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         try:
             process = await _spawn(folder, settings)
         except BaseException:
@@ -210,7 +222,7 @@ class _Child:
 
     def _last_words(self) -> str:
         try:
-            with (self._folder / STDERR_FILE).open("rb") as stderr:
+            with (self._folder / LOG_FILE).open("rb") as stderr:
                 stderr.seek(max(os.fstat(stderr.fileno()).st_size - STDERR_TAIL_BYTES, 0))
                 return stderr.read().decode("utf-8", "replace")
         except OSError:
@@ -234,7 +246,8 @@ async def _spawn(folder: Path, settings: Settings) -> Process:
         parent_pid=os.getpid(),
     )
     try:
-        with (folder / STDERR_FILE).open("wb") as stderr:
+        with (folder / LOG_FILE).open("wb") as stderr:
+            mark_as_used(stderr)
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "ingestion.parsing.child", limits.to_argument()),
                 stdin=PIPE,

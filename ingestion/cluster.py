@@ -32,7 +32,7 @@ from app.access import DEFAULT_TENANT_ID
 from app.config import Settings
 from app.db.collections import check_name, find_collection
 from app.db.documents import SourceState
-from app.db.vector_partitions import BULK_FROM_CHUNKS, begin_leaf, bulk_load
+from app.db.vector_partitions import BULK_FROM_CHUNKS, LEAF_CHUNKS, begin_leaf, bulk_load
 from app.embedding.loading import usable_cores
 from app.errors import FootnoteError, InvalidInput, Unavailable
 from ingestion.books import open_books
@@ -117,6 +117,7 @@ class _Ahead:
         self._weight = sum(one.weight for one in due)
         self._weight_done = self._chunks_done = self._documents_done = 0
         self._has_leaf = False
+        self._leaf_chunks = 0
         self._leaf_tried = 0.0
 
     async def run(self) -> None:
@@ -139,19 +140,23 @@ class _Ahead:
         self._documents_done += 1
         self._weight_done += one.weight
         self._chunks_done += chunks
+        self._leaf_chunks += chunks
         self._tools.chunks_count += chunks
         self._progress.advance(one.item)
 
     async def _begin_leaf_if_it_pays(self) -> None:
         """Estimate by what is done what is still to come; formats differ too much to guess it."""
-        if self._has_leaf or self._documents_done < SAMPLE_DOCUMENTS:
+        is_full = self._leaf_chunks >= LEAF_CHUNKS
+        if (self._has_leaf and not is_full) or self._documents_done < SAMPLE_DOCUMENTS:
             return
         expected = self._chunks_done / self._weight_done * (self._weight - self._weight_done)
         is_early = time.monotonic() < self._leaf_tried + LEAF_PAUSE_SECONDS
         if expected < BULK_FROM_CHUNKS or is_early:
             return
         self._leaf_tried = time.monotonic()
-        self._has_leaf = await begin_leaf(self._tools.engine, self._assignment.shelf.model_id)
+        model_id = self._assignment.shelf.model_id
+        if await begin_leaf(self._tools.engine, model_id, is_full=is_full):
+            self._has_leaf, self._leaf_chunks = True, 0
 
 
 def _check_reach(settings: Settings, address: str | None) -> None:

@@ -146,6 +146,9 @@ async def test_a_leaf_without_an_index_needs_no_successor(
     assert await begin_leaf(engine, model_id)
     assert not await begin_leaf(engine, model_id)
     assert len(await leaves(engine, model_id)) == 2
+    # A load that has filled it goes on in another one all the same.
+    assert await begin_leaf(engine, model_id, is_full=True)
+    assert len(await leaves(engine, model_id)) == 3
 
 
 @pytest.mark.usefixtures("from_one_row")

@@ -8,11 +8,11 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from datasketch import MinHash  # pyright: ignore[reportMissingTypeStubs]
 
 SHINGLE_WORDS = 5
 SHINGLE_CHARS = 8
@@ -26,7 +26,6 @@ those that share half in 6 %."""
 _SHINGLES_AT_ONCE = 4096
 _WORD = re.compile(r"\w+")
 _LONG_WORD_CHARS = 15
-_EMPTY = MinHash(num_perm=PERMUTATIONS_COUNT, scheme="affine32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +39,11 @@ class Signature:
 def sign(text: str) -> Signature:
     """The signature of a text; case, punctuation and white space make no difference to it."""
     shingles = _shingles(text)
-    minhash = _EMPTY.copy()
+    minhash = _empty().copy()
     # In parts, because the work takes 128 numbers of memory per shingle.
     while part := list(islice(shingles, _SHINGLES_AT_ONCE)):
-        minhash.update_batch(part)  # pyright: ignore[reportUnknownMemberType]
-    values = np.asarray(cast("Any", minhash).hashvalues, "<u4")
+        minhash.update_batch(part)
+    values = np.asarray(minhash.hashvalues, "<u4")
     bands = [
         zlib.crc32(band.tobytes(), number)
         for number, band in enumerate(values.reshape(BANDS_COUNT, -1))
@@ -60,3 +59,11 @@ def _shingles(text: str) -> Iterator[bytes]:
         size = SHINGLE_WORDS
     for start in range(max(1, len(words) - size + 1)):
         yield " ".join(words[start : start + size]).encode()
+
+
+@cache
+def _empty() -> Any:
+    # It brings scipy with it, which a run that finds nothing new need not wait for.
+    from datasketch import MinHash  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs]
+
+    return MinHash(num_perm=PERMUTATIONS_COUNT, scheme="affine32")

@@ -184,8 +184,10 @@ async def test_a_crash_is_told_and_may_be_tried_again(open_pool: OpenPool) -> No
     pool = open_pool()
     parsing = asyncio.ensure_future(pool.parse(SLOW, "slow.html"))
     await until(children)
-    await asyncio.sleep(0.5)
-    children()[0].send_signal(signal.SIGSEGV)
+    (child,) = children()
+    # Far more than it takes to start: it is reading.
+    await until(lambda: child.cpu_times().user > 1.5, seconds=60)
+    child.send_signal(signal.SIGSEGV)
     rejected = await refusal(parsing)
     assert rejected.reason == "crashed the parser"
     assert rejected.retryable

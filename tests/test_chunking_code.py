@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from app.config import Settings
 from ingestion.chunking import split
 from ingestion.parsing.code import SECTIONS_MAX, SOURCE_BYTES_MAX, read_outline
 from ingestion.parsing.documents import parse_document
+from ingestion.parsing.sandbox import ParserPool
 from ingestion.types import Chunk, Chunking, CodeLanguage
 from tests.doubles.words import WordTokenizer
 
@@ -121,6 +123,16 @@ def test_a_hostile_program_takes_seconds(language: CodeLanguage, text: str) -> N
     started = time.process_time()
     assert read_outline(text, language) == ()
     assert time.process_time() - started < 8
+
+
+async def test_the_outline_comes_whole_out_of_the_parsers_process(tmp_path: Path) -> None:
+    pool = ParserPool(Settings(home=tmp_path), 1)
+    try:
+        parsed = await pool.parse(PYTHON.encode(), "queue.py")
+    finally:
+        await pool.close()
+    assert parsed.outline == read_outline(PYTHON, "python")
+    assert len(parsed.outline) == 6
 
 
 def test_a_function_that_fits_is_kept_whole_and_named() -> None:

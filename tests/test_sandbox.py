@@ -324,3 +324,19 @@ async def test_a_parser_that_does_not_start_is_no_fault_of_the_document(
     monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
     with pytest.raises(Unavailable, match="does not start"):
         await open_pool().parse(b"text", "a.txt")
+
+
+@linux_only
+async def test_a_child_that_gives_up_without_a_word_had_no_memory(
+    open_pool: OpenPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = Path(impostor(tmp_path))
+    program.write_text(
+        program.read_text().replace(
+            "sys.stdin.buffer.read()", "sys.stdin.buffer.read(1); __import__('os').abort()"
+        )
+    )
+    monkeypatch.setattr(sandbox.sys, "executable", str(program))
+    rejected = await refusal(open_pool().parse(b"text", "a.pdf"))
+    assert rejected.reason == "needs more than 2 GB of memory to read"
+    assert not rejected.retryable

@@ -22,7 +22,13 @@ from app.db.session import WRITERS_IDLE_SECONDS, open_engine
 from app.db.transactions import translated_errors
 from app.db.vector_partitions import ensure_index
 from app.embedding.base import Embedder
-from app.errors import DocumentRejected, FootnoteError, StorageFull, Unavailable
+from app.errors import (
+    DatabaseUnavailable,
+    DocumentRejected,
+    FootnoteError,
+    StorageFull,
+    Unavailable,
+)
 from app.failpoints import reach
 from app.jobs import Jobs, RetryLater
 from app.telemetry import DOCUMENTS
@@ -210,7 +216,10 @@ class Worker:
             reason, may_repeat, refused = error.reason, False, error.counts
         except DocumentRejected as error:
             reason, may_repeat = error.reason, error.retryable and attempt < MAX_ATTEMPTS
-        except (Unavailable, StorageFull) as error:
+        except (DatabaseUnavailable, StorageFull) as error:
+            # However long it lasts: no document is lost to a disk that somebody will empty.
+            reason, may_repeat = error.detail, True
+        except Unavailable as error:
             reason, may_repeat = error.detail, attempt < MAX_STARTS
         except asyncio.CancelledError:
             # The worker is being stopped: whoever comes next need not wait for a sign of life.

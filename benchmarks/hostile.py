@@ -139,7 +139,7 @@ async def measure(
         ]
         result["left_in_temporary_folder"] = sorted(entries(temporary))
         result["appeared_elsewhere"] = sorted(
-            entry for path in watched for entry in entries(path) - before[path]
+            Path(entry).name for path in watched for entry in entries(path) - before[path]
         )
         result["escaped"] = sorted(escaped())
         result["calls_to_the_server"] = listener.calls

@@ -50,10 +50,10 @@ SIZES = """
     SELECT 'documents and texts',
       pg_total_relation_size('documents') + pg_total_relation_size('document_versions') UNION ALL
     SELECT 'originals', pg_total_relation_size('blobs') UNION ALL
-    SELECT 'vector index', sum(pg_relation_size(indexrelid)) FROM pg_index
+    SELECT 'vector index', coalesce(sum(pg_relation_size(indexrelid)), 0) FROM pg_index
     WHERE indexrelid::regclass::text LIKE 'embeddings%hnsw' UNION ALL
     SELECT 'vectors', sum(pg_total_relation_size(inhrelid)) - (
-      SELECT sum(pg_relation_size(indexrelid)) FROM pg_index
+      SELECT coalesce(sum(pg_relation_size(indexrelid)), 0) FROM pg_index
       WHERE indexrelid::regclass::text LIKE 'embeddings%hnsw')
     FROM pg_inherits WHERE inhparent = 'embeddings_m1'::regclass
 """

@@ -1,7 +1,7 @@
 """A run on many machines: Ray Data does the work ahead, and the ordinary run has the last word.
 
 What is new or changed flows through the stages of `ingestion/cluster_stages.py`, each as wide as the
-cluster: tasks that read, parse and cut, a pool of actors that embed, tasks that write. Whatever is
+cluster: tasks that read, parse and cut, actors that embed, actors that write. Whatever is
 left over (what cannot be read, what others changed meanwhile, what is gone) the ordinary run
 settles, as it settles everything on one machine.
 """
@@ -36,7 +36,15 @@ from app.db.vector_partitions import BULK_FROM_CHUNKS, LEAF_CHUNKS, begin_leaf, 
 from app.embedding.loading import usable_cores
 from app.errors import FootnoteError, InvalidInput, Unavailable
 from ingestion.books import open_books
-from ingestion.cluster_stages import Assignment, Due, EmbeddingActor, Outcome, Rows, prepare, write
+from ingestion.cluster_stages import (
+    Assignment,
+    Due,
+    EmbeddingActor,
+    Outcome,
+    Rows,
+    WritingActor,
+    prepare,
+)
 from ingestion.pipeline import Tools
 from ingestion.runner import Order, Progress, Report, sync
 from ingestion.sources.base import Item
@@ -98,6 +106,8 @@ async def sync_on_cluster(
     for one in ahead.written:
         report.counts["updated" if one.state and one.state.version_id else "added"] += 1
     report.counts["unchanged"] = max(0, report.counts["unchanged"] - len(ahead.written))
+    report.chunks += ahead.chunks
+    report.embedded += ahead.embedded
     report.took_seconds = time.monotonic() - started
     return report
 
@@ -109,13 +119,13 @@ class _Ahead:
         self, due: Sequence[Due], assignment: Assignment, tools: Tools, progress: Progress
     ) -> None:
         self.written: list[Due] = []
-        self.left_count = 0
+        self.left_count = self.chunks = self.embedded = 0
         self._due = {one.item.uri: one for one in due}
         self._assignment = assignment
         self._tools = tools
         self._progress = progress
         self._weight = sum(one.weight for one in due)
-        self._weight_done = self._chunks_done = self._documents_done = 0
+        self._weight_done = self._documents_done = 0
         self._has_leaf = False
         self._leaf_chunks = 0
         self._leaf_tried = 0.0
@@ -126,6 +136,7 @@ class _Ahead:
             with _translated_errors():
                 blocks = await asyncio.to_thread(_flow, wave, self._assignment)
                 while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+                    self.embedded += int(block["embedded"].sum())
                     for uri, outcome, chunks in zip(
                         block["uri"], block["outcome"], block["chunks"], strict=True
                     ):
@@ -139,7 +150,7 @@ class _Ahead:
             self.left_count += 1
         self._documents_done += 1
         self._weight_done += one.weight
-        self._chunks_done += chunks
+        self.chunks += chunks
         self._leaf_chunks += chunks
         self._tools.chunks_count += chunks
         self._progress.advance(one.item)
@@ -149,7 +160,7 @@ class _Ahead:
         is_full = self._leaf_chunks >= LEAF_CHUNKS
         if (self._has_leaf and not is_full) or self._documents_done < SAMPLE_DOCUMENTS:
             return
-        expected = self._chunks_done / self._weight_done * (self._weight - self._weight_done)
+        expected = self.chunks / self._weight_done * (self._weight - self._weight_done)
         is_early = time.monotonic() < self._leaf_tried + LEAF_PAUSE_SECONDS
         if expected < BULK_FROM_CHUNKS or is_early:
             return
@@ -279,8 +290,6 @@ def _flow(wave: Sequence[Due], assignment: Assignment) -> Iterator[Rows]:
     resources: Mapping[str, float] = ray.cluster_resources()
     cores, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
     blocks = [{"due": pickle.dumps(block)} for block in _blocks(wave)]
-    told: dict[str, Any] = {"batch_size": None, "fn_kwargs": {"assignment": assignment}}
-    tasks = ray.data.TaskPoolStrategy(size=cores)
     if gpus:
         actors, runtime = int(gpus / GPU_SHARE), "torch"
         share = {"num_gpus": GPU_SHARE}
@@ -289,7 +298,13 @@ def _flow(wave: Sequence[Due], assignment: Assignment) -> Iterator[Rows]:
         share = {"num_cpus": EMBED_SHARE}
     flow = (
         ray.data.from_items(blocks, override_num_blocks=len(blocks))
-        .map_batches(prepare, compute=tasks, num_cpus=PARSE_SHARE, **told)
+        .map_batches(
+            prepare,
+            compute=ray.data.TaskPoolStrategy(size=cores),
+            fn_kwargs={"assignment": assignment},
+            batch_size=None,
+            num_cpus=PARSE_SHARE,
+        )
         .map_batches(
             EmbeddingActor,
             compute=ray.data.ActorPoolStrategy(size=actors),
@@ -297,7 +312,14 @@ def _flow(wave: Sequence[Due], assignment: Assignment) -> Iterator[Rows]:
             batch_size=None,
             **share,
         )
-        .map_batches(write, compute=tasks, num_cpus=WRITE_SHARE, **told)
+        .map_batches(
+            # Actors too: Ray ends a process that has no task for a second.
+            WritingActor,
+            compute=ray.data.ActorPoolStrategy(size=cores),
+            fn_constructor_args=(assignment,),
+            batch_size=None,
+            num_cpus=WRITE_SHARE,
+        )
     )
     return iter(flow.iter_batches(batch_size=None, prefetch_batches=0))
 

@@ -7,7 +7,7 @@ has done a second time, because a node died, finds what was done and does nothin
 
 import asyncio
 import pickle
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from threading import Thread
@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.config import Settings
 from app.db.documents import SourceState
 from app.db.session import WRITERS_IDLE_SECONDS, open_engine
-from app.embedding.base import Vectors
+from app.embedding.base import Embedder, Vectors
+from app.embedding.lazy import LazyEmbedder
 from app.embedding.loading import open_embedder
 from app.errors import DocumentRejected
 from ingestion.books import source_of
@@ -43,6 +44,8 @@ from ingestion.writing import (
 Result = TypeVar("Result")
 Rows = dict[str, Any]
 """A block as Ray hands it over: columns of equal length."""
+
+OpenModel = Callable[[Settings], Embedder]
 
 CONNECTIONS_PER_PROCESS = 2
 ITEM_COST_BYTES = 4096
@@ -98,34 +101,50 @@ def prepare(rows: Rows, assignment: Assignment) -> Rows:
     }
 
 
+def open_on_one_core(settings: Settings) -> Embedder:
+    """There is a process for every core."""
+    return open_embedder(settings, threads=1)
+
+
 class EmbeddingActor:
     """Holds the model; gives the documents' passages their vectors."""
 
     def __init__(self, assignment: Assignment, runtime: Literal["auto", "onnx", "torch"]) -> None:
         settings = assignment.settings.model_copy(update={"embedding_runtime": runtime})
-        self._station = Station(replace(assignment, settings=settings))
+        self._station = Station(replace(assignment, settings=settings), open_on_one_core)
 
     def __call__(self, rows: Rows) -> Rows:
         loaded: list[Passages | None] = [pickle.loads(one) for one in rows["passages"]]  # noqa: S301 - from a stage of ours
+        rounds = self._station.tools.rounds
+        embedded_before = rounds.embedded_count
         vectors = self._station.do(_gathered(_embed(one, self._station) for one in loaded))
-        return {**rows, "vectors": np.array([pickle.dumps(one) for one in vectors], object)}
+        # Of the whole block, because documents share texts: told with its first document.
+        embedded = np.zeros(len(loaded), np.int64)
+        embedded[:1] = rounds.embedded_count - embedded_before
+        pickled = np.array([pickle.dumps(one) for one in vectors], object)
+        return {**rows, "vectors": pickled, "embedded": embedded}
 
 
-def write(rows: Rows, assignment: Assignment) -> Rows:
-    """Make the versions serve."""
-    station = _station(assignment)
-    columns = (rows["outcome"], rows["document"], rows["passages"], rows["vectors"])
-    outcomes = station.do(
-        _gathered(
-            _write(outcome, *map(pickle.loads, parts), station=station)
-            for outcome, *parts in zip(*columns, strict=True)
+class WritingActor:
+    """Holds connections; makes the versions serve. It needs the model's name, never the model."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._station = Station(assignment, LazyEmbedder)
+
+    def __call__(self, rows: Rows) -> Rows:
+        columns = (rows["outcome"], rows["document"], rows["passages"], rows["vectors"])
+        outcomes = self._station.do(
+            _gathered(
+                _write(outcome, *map(pickle.loads, parts), station=self._station)
+                for outcome, *parts in zip(*columns, strict=True)
+            )
         )
-    )
-    return {
-        "uri": rows["uri"],
-        "outcome": np.array([outcome for outcome, _ in outcomes], object),
-        "chunks": np.array([chunks for _, chunks in outcomes], np.int64),
-    }
+        return {
+            "uri": rows["uri"],
+            "outcome": np.array([outcome for outcome, _ in outcomes], object),
+            "chunks": np.array([chunks for _, chunks in outcomes], np.int64),
+            "embedded": rows["embedded"],
+        }
 
 
 async def _prepare(
@@ -193,8 +212,9 @@ async def _write(
 class Station:
     """The pipeline in one process of the cluster, which keeps it for all blocks that come by."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, open_model: OpenModel) -> None:
         self.assignment = assignment
+        self._open_model = open_model
         self._sources: dict[str, Source] = {}
         # Never closed: Ray ends the process, and with it the parser and the connections.
         self._opened = AsyncExitStack()
@@ -221,14 +241,13 @@ class Station:
             pool_size=CONNECTIONS_PER_PROCESS,
             idle_seconds=WRITERS_IDLE_SECONDS,
         )
-        # One thread: there is an actor for every core.
-        embedder = await asyncio.to_thread(open_embedder, settings, threads=1)
+        embedder = await asyncio.to_thread(self._open_model, settings)
         return await self._opened.enter_async_context(open_tools(settings, engine, embedder))
 
 
 def _station(assignment: Assignment) -> Station:
     if assignment.run_id not in _stations:
-        _stations[assignment.run_id] = Station(assignment)
+        _stations[assignment.run_id] = Station(assignment, open_on_one_core)
     return _stations[assignment.run_id]
 
 

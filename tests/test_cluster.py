@@ -186,6 +186,7 @@ async def test_the_same_rows_though_a_node_dies_in_the_middle(
         alone = await sync(Order([docs], "default"), tools, Silence())
     assert code == 1
     assert {name: told[name] for name in alone.counts} == alone.counts
+    assert told["chunks"] == alone.chunks
     assert told["failures"] == [
         {"path": failure.path, "reason": failure.reason} for failure in alone.failures
     ]

@@ -1,15 +1,16 @@
 """How much of a long document is embedded again when one paragraph of it changes?
 
 Hypothesis: whatever is done to one paragraph (changed, inserted, removed, at the start, in the
-middle, at the end), at most 3 passages of a 500-page document are embedded, because passages begin
-where the text says so and not where the one before happened to be full.
+middle, at the end), at most 3 passages of a 500-page text are embedded, because passages begin where
+the text says so and not where the one before happened to be full. A PDF that is set anew is another
+matter: its lines move from page to page behind the edit, and a passage belongs to a page.
 
 Control: windows of the same size over the same texts, one after the other. Those of the edited text
 that the first one did not have would all be embedded.
 
 Caveats: prose of random words, in pages of 500 words: with headings, without any heading or list
-(where only sentences and paragraphs can say where a passage begins), and as a PDF whose lines move
-from page to page behind an edit. What is counted does not depend on the machine; the times do.
+(where only sentences and paragraphs can say where a passage begins), and as a PDF in one column. What
+is counted does not depend on the machine; the times do.
 
     python benchmarks/reingest.py [--pages 500] [--record]
 """

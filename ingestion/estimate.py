@@ -119,6 +119,9 @@ async def estimate(
     )
 
     def scaled(measure: Callable[[_Sampled], float]) -> tuple[float, float, float]:
+        if len(sampled) == len(candidates):
+            exact = sum(map(measure, sampled))
+            return exact, exact, exact
         return _scaled([(each.cost_bytes, measure(each)) for each in sampled], total_bytes, rng)
 
     chunks = scaled(lambda each: each.chunks)

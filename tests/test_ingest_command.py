@@ -107,6 +107,13 @@ def test_a_dry_run_changes_nothing(command: Command, docs: Path) -> None:
         assert result.exit_code == 0
         assert "added 2, updated 0, unchanged 0, deleted 0, failed 0" in result.stdout
         assert "nothing was changed" in result.stderr
+        assert "Estimated from 2 of 2 documents" in result.stdout
+        assert result.stdout.count(" to ") >= 4
+    told = json.loads(command("ingest", docs, "--dry-run", "--json").stdout)
+    assert (told["dry_run"], told["added"], told["chunks"]) == (True, 2, 0)
+    assert told["estimate"]["documents"] == 2
+    assert told["estimate"]["chunks"] == {"low": 2, "likely": 2, "high": 2}
+    assert set(told["estimate"]) >= {"embedded", "seconds", "storage_bytes"}
 
 
 def test_patterns(command: Command, docs: Path) -> None:
@@ -122,6 +129,8 @@ def test_patterns(command: Command, docs: Path) -> None:
         (["ingest", ".", "--collection", "Not a name"], "collection's name"),
         (["ingest", ".", "--exclude", "!"], "Invalid git pattern"),
         (["ingest", ".", "--watch", "--dry-run"], "exclude each other"),
+        (["ingest", ".", "--every", "5"], "--watch"),
+        (["ingest", "ftp://example.com/docs"], "cannot ingest from ftp:"),
     ],
 )
 def test_wrong_use_is_said(command: Command, arguments: list[str], words: str) -> None:
@@ -270,8 +279,12 @@ async def test_killed_at_any_moment_the_next_run_completes_it(
             assert np.allclose(json.loads(passage[-1]), json.loads(other[-1]), atol=2e-3)
 
 
-async def test_ctrl_c_says_that_nothing_is_lost(
-    docs: Path, engine: AsyncEngine, started: Callable[..., "subprocess.Popen[str]"]
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupt_says_that_nothing_is_lost(
+    docs: Path,
+    engine: AsyncEngine,
+    started: Callable[..., "subprocess.Popen[str]"],
+    sent: signal.Signals,
 ) -> None:
     process = started("ingestion", docs, "--watch")
     async with asyncio.timeout(120):
@@ -279,7 +292,7 @@ async def test_ctrl_c_says_that_nothing_is_lost(
             assert process.poll() is None, process.communicate()
             await asyncio.sleep(0.05)
     await asyncio.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     code, _, err = await ended(process)
     assert code == 130
     assert "Stopped" in err

@@ -422,7 +422,9 @@ async def test_the_overview_counts_what_waits_and_says_when_it_is_done(
         await connection.execute(
             text(
                 "INSERT INTO procrastinate_workers (last_heartbeat)"
-                " VALUES (now()), (now() - interval '1 minute'), (now() - interval '1 hour')"
+                # Of each process two.
+                " SELECT now() - silence FROM unnest(ARRAY[interval '0', '0', '1 minute',"
+                " '1 minute', '1 hour', '1 hour']) AS silence"
             )
         )
 

@@ -129,20 +129,25 @@ _LOST = text(
     """
 )
 
-# Asked on the queue's own connections, in the driver's own notation.
+# Asked on the queue's own connections, in the driver's own notation. To procrastinate every process
+# is two workers, which begin one right after the other: one for documents and one for sources.
 BACKLOG = """
     SELECT count(*) FILTER (WHERE status = 'queued') AS queued,
       count(*) FILTER (WHERE status = 'processing') AS processing,
       coalesce(extract(epoch FROM now() - min(status_at) FILTER (WHERE status = 'queued')), 0)
         AS oldest_seconds,
-      (SELECT count(*) FROM procrastinate_workers
+      (SELECT ceil(count(*) / 2.0)::int FROM procrastinate_workers
         WHERE last_heartbeat > now() - make_interval(secs => %(alive_seconds)s)) AS workers
     FROM documents WHERE status IN ('queued', 'processing')
 """
 WORKERS = """
-    SELECT id, extract(epoch FROM now() - last_heartbeat) AS heartbeat_age_seconds
-    FROM procrastinate_workers
-    WHERE last_heartbeat > now() - make_interval(secs => %(within_seconds)s) ORDER BY id
+    SELECT min(id) AS id, min(age_seconds) AS heartbeat_age_seconds
+    FROM (
+      SELECT id, extract(epoch FROM now() - last_heartbeat) AS age_seconds,
+        (row_number() OVER (ORDER BY id) - 1) / 2 AS pair
+      FROM procrastinate_workers
+      WHERE last_heartbeat > now() - make_interval(secs => %(within_seconds)s))
+    GROUP BY pair ORDER BY 1
 """
 HELD = """
     SELECT id FROM procrastinate_jobs WHERE status = 'doing' AND worker_id = ANY(%(worker_ids)s)

@@ -170,7 +170,8 @@ async def _upload(url: str, settings: Settings, *files: tuple[str, str]) -> None
 async def _work_off(url: str, settings: Settings) -> Any:
     """What there is to be found when a worker has done all there is to do."""
     engine = open_engine(settings, url)
-    async with child(work, url):
+    # The index is left to be built by those who are killed.
+    async with child(work, url, index_from_rows=1000):
         await until(lambda: is_settled(engine))
     found = await contents(engine)
     await assert_consistent(engine)

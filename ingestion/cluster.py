@@ -7,6 +7,7 @@ settles, as it settles everything on one machine.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import pickle
@@ -24,9 +25,10 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.access import DEFAULT_TENANT_ID
 from app.config import Settings
@@ -51,6 +53,7 @@ from ingestion.sources.base import Item
 from ingestion.sources.opening import is_path, open_source
 from ingestion.writing import Shelf
 
+Result = TypeVar("Result")
 Known = Callable[[Sequence[str]], Awaitable[Mapping[str, SourceState]]]
 
 BLOCK_DOCUMENTS = 32
@@ -134,14 +137,23 @@ class _Ahead:
         remaining = iter(self._due.values())
         while wave := list(islice(remaining, WAVE_DOCUMENTS)):
             with _translated_errors():
-                blocks = await asyncio.to_thread(_flow, wave, self._assignment)
-                while (block := await asyncio.to_thread(next, blocks, None)) is not None:
-                    self.embedded += int(block["embedded"].sum())
-                    for uri, outcome, chunks in zip(
-                        block["uri"], block["outcome"], block["chunks"], strict=True
-                    ):
-                        self._count(self._due[uri], outcome, int(chunks))
-                    await self._begin_leaf_if_it_pays()
+                blocks = _flow(wave, self._assignment)
+                following: Callable[[], Rows | None] = partial(next, blocks, None)
+                try:
+                    while (block := await _unbroken(following)) is not None:
+                        self._take(block)
+                        await self._begin_leaf_if_it_pays()
+                finally:
+                    await _unbroken(blocks.close)
+                    # What it referred to ends its own threads when it is collected.
+                    del blocks, following
+                    gc.collect()
+
+    def _take(self, block: Rows) -> None:
+        self.embedded += int(block["embedded"].sum())
+        columns = (block["uri"], block["outcome"], block["chunks"])
+        for uri, outcome, chunks in zip(*columns, strict=True):
+            self._count(self._due[uri], outcome, int(chunks))
 
     def _count(self, one: Due, outcome: Outcome, chunks: int) -> None:
         if outcome == "written":
@@ -280,7 +292,7 @@ def _import_ray() -> Any:
     return ray
 
 
-def _flow(wave: Sequence[Due], assignment: Assignment) -> Iterator[Rows]:
+def _flow(wave: Sequence[Due], assignment: Assignment) -> Generator[Rows]:
     """The three stages over a wave of documents; gives blocks of what became of them."""
     ray = _import_ray()
     context = ray.data.DataContext.get_current()
@@ -321,7 +333,17 @@ def _flow(wave: Sequence[Due], assignment: Assignment) -> Iterator[Rows]:
             num_cpus=WRITE_SHARE,
         )
     )
-    return iter(flow.iter_batches(batch_size=None, prefetch_batches=0))
+    yield from flow.iter_batches(batch_size=None, prefetch_batches=0)
+
+
+async def _unbroken(work: Callable[..., Result], *arguments: object) -> Result:
+    """Do it in a thread, and to its end: Ray cannot be left while a thread is inside it."""
+    doing = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait([doing])
+        raise
 
 
 def _blocks(wave: Iterable[Due]) -> Iterator[list[Due]]:

@@ -33,7 +33,7 @@ from tests.index_state import assert_consistent, contents
 from tests.test_ingest import Silence, put, sections
 
 FILES = 40
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 
 
 def quiet_environment(**more: str) -> dict[str, str]:

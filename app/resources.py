@@ -35,6 +35,7 @@ from app.search.hybrid import HybridSearcher
 
 RETRY_DATABASE_SECONDS = 1.0
 UPLOADS_AT_ONCE = 4
+CANCELLED_AGAIN_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -198,8 +199,11 @@ async def _meet_database(database: DatabaseWatch, stack: AsyncExitStack) -> None
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task})
+    # Until Python 3.12 wait_for, in the pool of connections, swallows a cancellation that comes as
+    # it ends.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCELLED_AGAIN_SECONDS)
 
 
 async def _open_query_embedder(settings: Settings) -> QueryEmbedder:

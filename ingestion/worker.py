@@ -58,6 +58,7 @@ RESCUE_SECONDS = 10.0
 REBUILD_SECONDS = 10.0
 TIDY_SECONDS = 60.0
 FORGET_SECONDS = 3600.0
+CANCELLED_AGAIN_SECONDS = 1.0
 
 SyncSource = Callable[[Tools, UUID], Awaitable[bool]]
 """Brings a registered source in step; False when that could not be done."""
@@ -167,8 +168,11 @@ def _stopped_by_signals() -> asyncio.Event:
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    # Until Python 3.12 wait_for, in the pool of connections, swallows a cancellation that comes as
+    # it ends; then the task goes on, and whoever waits for its end would wait for ever.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCELLED_AGAIN_SECONDS)
 
 
 class Worker:

@@ -21,6 +21,7 @@ from app.documents.records import DocumentRecord, Upload
 from app.embedding.base import TextKind, Vectors
 from app.errors import DocumentRejected, NotFound
 from app.jobs import Jobs
+from ingestion import worker as worker_module
 from ingestion.claims import claim_document, fail_claimed, release_claim, write_claimed
 from ingestion.noting import ProgressNotes
 from ingestion.parsing.sandbox import ParserPool
@@ -613,3 +614,24 @@ async def test_cancelling_a_rebuild_leaves_the_document_ready(
     assert (await queue.job(LOCAL_OWNER, job_id)).status == "queued"
     assert (await queue.cancel(LOCAL_OWNER, job_id)).status == "ready"
     assert (await library.get(LOCAL_OWNER, document_id)).reason is None
+
+
+async def test_a_cancellation_that_is_swallowed_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "CANCELLED_AGAIN_SECONDS", 0.01)
+    swallowed = 0
+
+    async def deaf() -> None:
+        nonlocal swallowed
+        while swallowed < 3:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed += 1
+
+    task = asyncio.create_task(deaf())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await worker_module._cancelled(task)  # pyright: ignore[reportPrivateUsage]
+    assert task.done()

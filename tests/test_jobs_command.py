@@ -131,8 +131,9 @@ async def test_status_draws_the_queue_and_the_service(service: Service, address:
     )
     await run_sql(
         service,
-        "INSERT INTO procrastinate_workers (last_heartbeat)"
-        " VALUES (now()), (now() - interval '1 minute')",
+        # Of each process two.
+        "INSERT INTO procrastinate_workers (last_heartbeat) SELECT now() - silence"
+        " FROM unnest(ARRAY[interval '0', '0', '1 minute', '1 minute']) AS silence",
     )
     drawn = (await against(address, "status")).stdout
     assert "2 queued, 0 processing, 1 failed" in drawn

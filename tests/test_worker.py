@@ -382,11 +382,11 @@ async def test_a_document_that_kills_workers_is_given_up(
         await connection.execute(
             text("UPDATE documents SET status = 'processing', claim = gen_random_uuid()")
         )
-        await connection.execute(text("UPDATE procrastinate_jobs SET attempts = 5"))
+        await connection.execute(text("UPDATE procrastinate_jobs SET attempts = 14"))
     async with working():
         await until(lambda: job_is(queue, accepted.job_id, "failed"))
     document = await library.get(LOCAL_OWNER, accepted.document_id)
-    assert document.reason == "processing it was cut short 5 times"
+    assert document.reason == "processing it was cut short 14 times"
 
 
 async def test_the_worker_outlives_its_connections(

@@ -164,7 +164,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _EnvironmentFile(settings_cls)
 
-    @field_validator("ollama_urls", "source_allow_networks", "source_buckets", "sitemap_hosts", mode="before")
+    @field_validator(
+        "ollama_urls", "source_allow_networks", "source_buckets", "sitemap_hosts", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):

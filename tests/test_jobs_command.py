@@ -141,8 +141,12 @@ async def test_status_draws_the_queue_and_the_service(service: Service, address:
     assert "it is encrypted" in drawn
     assert "heard" in drawn
     assert "silent for 60 s" in drawn
-    state = printed(await against(address, "status", "--json"))
-    assert state["health"]["status"] == "ok"
+    async with asyncio.timeout(20):
+        # The service remembers its health for a moment.
+        while (state := printed(await against(address, "status", "--json")))["health"][
+            "status"
+        ] != "ok":
+            await asyncio.sleep(0.1)
     assert (state["ingestion"]["queued"], state["health"]["version"]) == (2, service.app.version)
 
 

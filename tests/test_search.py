@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.config import Settings
 from app.db.session import open_engine
 from app.errors import DatabaseUnavailable, EmbeddingUnavailable, InvalidInput, Overloaded
-from app.search import hybrid
+from app.search import hybrid, matching
 from app.search.base import Mode
 from app.terms import extract_terms
 from tests.doubles.words_embedder import vector_of
@@ -223,7 +223,7 @@ async def test_many_postings_are_scored_alike_in_a_thread(
     filled: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await filled.search("travel hotels engineer")
-    monkeypatch.setattr(hybrid, "THREAD_FROM_POSTINGS", 0)
+    monkeypatch.setattr(matching, "THREAD_FROM_POSTINGS", 0)
     after = await filled.search("travel hotels engineer")
     assert list(after.hits) == list(before.hits)
 

@@ -15,7 +15,7 @@ from app.config import Settings
 from app.errors import InvalidInput, NotFound
 from app.search.base import Mode
 from app.search.filters import filter_conditions
-from app.search.hybrid import CANDIDATES
+from app.search.ranking import CANDIDATES
 from app.search.scope import AllowedChunks
 from tests.passages import Source, add_tenant
 from tests.searching import Index, open_index

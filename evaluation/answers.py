@@ -5,7 +5,6 @@ set's documents, which mostly do not. A service that knows its limits answers th
 declines the latter.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from rich.table import Table
 
-from app.errors import InvalidInput
 from evaluation.datasets import Dataset, Document, load_dataset
 from evaluation.run import Tell, each, ingest
 from evaluation.service import Service
@@ -63,58 +61,21 @@ class Row:
 
 
 def load_questions(path: Path) -> QuestionSet:
-    """A folder in the form of BEIR, or a file in the form of SQuAD; answerable questions only.
-
-    A query of the folder may have earlier turns (`history`: `speaker` and `text`) and a list
-    `answerability`. Raises InvalidInput that says what is wrong.
-    """
-    if path.is_file():
-        try:
-            return _squad(path.stem, json.loads(path.read_text("utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(f"{path} is malformed: {error!r}.") from None
+    """The answerable questions of a dataset; raises InvalidInput that says what is wrong."""
     dataset = load_dataset(path)
-    return QuestionSet(dataset.name, dataset.documents, _judged_questions(path, dataset))
-
-
-def _judged_questions(folder: Path, dataset: Dataset) -> list[Question]:
-    questions: list[Question] = []
-    for line in (folder / "queries.jsonl").read_text("utf-8").splitlines():
-        query: dict[str, Any] = json.loads(line) if line.strip() else {}
-        grades = dataset.judgements.get(str(query.get("_id")), {})
-        relevant = frozenset(document for document, grade in grades.items() if grade > 0)
-        if relevant and "ANSWERABLE" in query.get("answerability", ["ANSWERABLE"]):
-            turns = query.get("history", [])[-MAX_HISTORY_MESSAGES:]
-            history = [
-                ("user" if turn["speaker"] == "user" else "assistant", str(turn["text"]))
-                for turn in turns
-                if str(turn["text"]).strip()
-            ]
-            questions.append(
-                Question(str(query["text"]), history=tuple(history), relevant=relevant)
-            )
-    return questions
-
-
-def _squad(name: str, content: dict[str, Any]) -> QuestionSet:
-    documents: list[Document] = []
-    questions: list[Question] = []
-    for article in content["data"]:
-        title = str(article["title"]).replace("_", " ")
-        for paragraph in article["paragraphs"]:
-            document = Document(str(len(documents)), title, str(paragraph["context"]))
-            documents.append(document)
-            for asked in paragraph["qas"]:
-                if not asked["is_impossible"]:
-                    answers = {str(answer["text"]) for answer in asked["answers"]}
-                    questions.append(
-                        Question(
-                            str(asked["question"]),
-                            answers=tuple(sorted(answers)),
-                            relevant=frozenset({document.id}),
-                        )
-                    )
-    return QuestionSet(name, documents, questions)
+    questions = [
+        Question(
+            text,
+            history=dataset.history.get(query_id, ())[-MAX_HISTORY_MESSAGES:],
+            answers=dataset.answers.get(query_id, ()),
+            relevant=frozenset(
+                document for document, grade in dataset.judgements[query_id].items() if grade > 0
+            ),
+        )
+        for query_id, text in dataset.queries.items()
+        if query_id not in dataset.unanswerable
+    ]
+    return QuestionSet(dataset.name, dataset.documents, questions)
 
 
 async def measure_answers(

@@ -74,12 +74,18 @@ async def indexed(
 
 
 async def nearest(
-    snapshots: Snapshots, query: Query, filters: dict[str, Any], limit: int = LIMIT
+    snapshots: Snapshots,
+    query: Query,
+    filters: dict[str, Any],
+    limit: int = LIMIT,
+    **narrowing: NDArray[np.int64],
 ) -> list[int]:
     async with snapshots.open(SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], filters)
         allowed = await allowed_chunks(snapshot, scope) if scope.condition else None
-        found, _ = await find_neighbours(snapshot, scope, query, limit, allowed=allowed)
+        found, _ = await find_neighbours(
+            snapshot, scope, query, limit, allowed=allowed, **narrowing
+        )
     return found.chunk_ids.tolist()
 
 
@@ -169,3 +175,36 @@ async def test_where_the_index_gives_up_all_are_compared(
         allowed = await allowed_chunks(snapshot, scope)
         found, _ = await find_neighbours(snapshot, scope, queries[0], LIMIT, allowed=allowed)
     assert len(found.chunk_ids) == CHUNKS // DOCUMENTS
+
+
+@pytest.mark.parametrize("index", [True, False], ids=["index", "compared"])
+@pytest.mark.parametrize("filters", [{}, {"n": {"$lt": 30}}], ids=["all", "filtered"])
+async def test_excluded_chunks_are_made_up_for(
+    indexed: Snapshots,
+    queries: Query,
+    monkeypatch: pytest.MonkeyPatch,
+    filters: dict[str, Any],
+    index: bool,
+) -> None:
+    force(monkeypatch, index=False)
+    first, second = np.split(np.array(await nearest(indexed, queries[0], filters, 2 * LIMIT)), 2)
+    force(monkeypatch, index=index)
+    # Most of those excluded lie beyond what the filter leaves.
+    without = np.concatenate([first, np.arange(CHUNKS - 500, CHUNKS + 1)])
+    found = await nearest(indexed, queries[0], filters, without=without)
+    assert len(found) == LIMIT
+    assert not set(found) & set(without.tolist())
+    wanted = set(second.tolist()) - set(without.tolist())
+    assert len(wanted & set(found)) >= 0.9 * len(wanted)
+
+
+async def test_only_named_chunks_of_the_scope_are_compared(
+    indexed: Snapshots, queries: Query
+) -> None:
+    cosines = unit_vectors(1, CHUNKS, DIMENSIONS) @ queries[0]
+    among = np.array([5, 60, 2_999, CHUNKS + 1, 10**12])
+    found = await nearest(indexed, queries[0], {}, among=among)
+    assert found == sorted([5, 60, 2_999], key=lambda chunk_id: -cosines[chunk_id - 1])
+    assert await nearest(indexed, queries[0], {"n": 0}, among=among) == [5]
+    assert await nearest(indexed, queries[0], {}, among=among, without=np.array([60, 5])) == [2_999]
+    assert await nearest(indexed, queries[0], {}, among=np.array([], np.int64)) == []

@@ -1,6 +1,8 @@
 """The vector leg: which passages lie nearest to the question."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,22 +47,45 @@ async def find_neighbours(
     *,
     allowed: AllowedChunks | None = None,
     others: ChunkIds | None = None,
+    among: ChunkIds | None = None,
+    without: ChunkIds | None = None,
 ) -> tuple[Neighbours, Neighbours]:
     """The `limit` nearest chunks of the scope, and `others`, which are chunks of it, likewise.
 
-    `allowed` are the chunks of a restricted scope. The nearest are as many as there are, up to
-    `limit`: where the index finds too few, all are compared.
+    `allowed` are the chunks of a restricted scope. With `among` the nearest are sought among these
+    chunks only, and never are they one of `without`, which are chunks of the scope. The nearest
+    are as many as there are, up to `limit`: where the index finds too few, all are compared.
     """
-    chunks_count = scope.chunks_count if allowed is None else len(allowed)
-    if allowed is None:
+    parameters = {**scope.parameters, "query": query, "limit": limit}
+    narrowing = ""
+    if among is not None:
+        parameters["among"] = among
+        narrowing += " AND e.chunk_id = ANY(%(among)s)"
+    if without is not None:
+        parameters["without"] = without
+        # A subquery is hashed, so that each row is looked up once, however many there are.
+        narrowing += " AND e.chunk_id NOT IN (SELECT unnest(%(without)s))"
+    chunks_count = _reachable_count(scope, allowed, without)
+    if among is not None:
+        exact = True
+    elif allowed is None and without is None:
         exact = chunks_count**2 <= INDEX_COST_CHUNKS * scope.model.chunks_count
     else:
         exact = chunks_count <= EXACT_CHUNKS
-    source = _compared(scope) if exact else _indexed(scope)
-    nearest, asked = await _fetch(snapshot, scope, source, query, limit, others)
+    compared = _compared(scope) + narrowing
+    source = compared if exact else _indexed(scope) + narrowing
+    nearest, asked = await _fetch(snapshot, scope, source, parameters, others)
     if not exact and len(nearest.chunk_ids) < min(limit, chunks_count):
-        nearest, _ = await _fetch(snapshot, scope, _compared(scope), query, limit, None)
+        nearest, _ = await _fetch(snapshot, scope, compared, parameters, None)
     return nearest, asked
+
+
+def _reachable_count(scope: Scope, allowed: AllowedChunks | None, without: ChunkIds | None) -> int:
+    """How many chunks can be found."""
+    count = scope.chunks_count if allowed is None else len(allowed)
+    if without is None:
+        return count
+    return count - (len(without) if allowed is None else int(allowed.holds(without).sum()))
 
 
 def _compared(scope: Scope) -> str:
@@ -103,14 +128,12 @@ async def _fetch(
     snapshot: Snapshot,
     scope: Scope,
     source: str,
-    query: NDArray[np.float32],
-    limit: int,
+    parameters: Mapping[str, Any],
     others: ChunkIds | None,
 ) -> tuple[Neighbours, Neighbours]:
-    parameters = {**scope.parameters, "query": query, "limit": limit}
     statement = f"(SELECT *, true FROM ({source}) ORDER BY distance LIMIT %(limit)s)"  # noqa: S608 - see above
     if others is not None and len(others):
-        parameters["others"] = others
+        parameters = {**parameters, "others": others}
         statement += f"""
             UNION ALL
             SELECT e.chunk_id, e.vector <#> %(query)s::halfvec({scope.model.dimensions:d}), false

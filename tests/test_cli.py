@@ -241,15 +241,18 @@ async def test_settings_of_collections(address: str) -> None:
 
     made = printed(await collections("create", "notes", "--chunk-tokens", "120", "--json"))
     assert made["settings"]["chunking"]["tokens"] == 120
-    changed = await collections("set", "notes", "--overlap", "10", "--personal-data", "mask")
+    options = ("--overlap", "10", "--personal-data", "mask", "--reranker", "late-interaction")
+    changed = await collections("set", "notes", *options)
     shown = await collections("show", "notes")
     assert shown.stdout == changed.stdout
     for line in ("chunk tokens     120", "overlap          10", "personal data    mask"):
         assert line in shown.stdout
+    assert "reranker         late-interaction" in shown.stdout
     reset = printed(await collections("set", "notes", "--reset", "--strategy", "fixed", "--json"))
     assert reset["settings"] == {
         "chunking": {"tokens": None, "overlap": 0, "strategy": "fixed"},
         "personal_data": "off",
+        "search": {"reranker": None, "token_vectors": False},
     }
     rebuilt = await collections("rebuild", "notes")
     assert "to be rebuilt    none" in rebuilt.stdout

@@ -12,6 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import LOCAL_OWNER
 from app.config import Settings
+from app.db.collection_settings import DEFAULTS
+from app.db.collections import count_change, find_collection
+from app.db.rebuilds import is_any_due
 from app.db.session import open_sessions
 from app.documents.library import Library
 from app.documents.records import CollectionOverview, Upload
@@ -170,6 +173,9 @@ async def test_settings_are_merged_and_null_resets(library: Library) -> None:
         ({"chunking": {"colour": 1}}, "settings.chunking.colour"),
         ({"chunking": 7}, "settings.chunking"),
         ({"personal_data": "sell"}, "settings.personal_data"),
+        ({"search": {"reranker": "/srv/models/other"}}, "settings.search.reranker"),
+        ({"search": {"reranker": "http://rerank.example/v1/rerank"}}, "settings.search.reranker"),
+        ({"search": {"reranker": "cross-encoder/ms-marco-MiniLM-L6-v2"}}, "search.reranker"),
     ],
 )
 async def test_wrong_settings_are_named_and_change_nothing(
@@ -193,6 +199,26 @@ async def test_a_scan_that_cannot_be_is_refused_early(
         await library.create_collection(LOCAL_OWNER, "notes", {"personal_data": "mask"})
     assert "footnote[pii]" in refused.value.hint
     assert await library.list_collections(LOCAL_OWNER) == []
+
+
+async def test_what_concerns_search_alone_makes_no_document_anew(
+    library: Library, engine: AsyncEngine
+) -> None:
+    before = await library.create_collection(LOCAL_OWNER, "notes", SMALL)
+    changed = await library.change_collection(
+        LOCAL_OWNER, "notes", {"search": {"reranker": "late-interaction"}}
+    )
+    assert changed.settings.stored() == {**SMALL, "search": {"reranker": "late-interaction"}}
+    assert changed.generation == before.generation + 1  # another order would be found
+    async with engine.begin() as connection:
+        assert not await is_any_due(connection)
+        notes = await find_collection(connection, LOCAL_OWNER.tenant_id, "notes")
+        assert notes is not None
+        # Who wrote under the older choice shaped the document no otherwise.
+        await count_change(connection, notes.id, built_with=before.settings)
+        assert not await is_any_due(connection)
+        await count_change(connection, notes.id, built_with=DEFAULTS)
+        assert await is_any_due(connection)
 
 
 # --- rebuilding -----------------------------------------------------------------------------------
@@ -435,6 +461,7 @@ async def test_collections_over_http(service: Service) -> None:
     assert made.json()["settings"] == {
         "chunking": {"tokens": 120, "overlap": 0, "strategy": "structure"},
         "personal_data": "report",
+        "search": {"reranker": None, "token_vectors": False},
     }
     patched = await client.patch(
         "/api/collections/notes",
@@ -467,6 +494,7 @@ async def test_collections_over_http(service: Service) -> None:
         {"settings": {"chunking": {"strategy": ""}}},
         {"settings": {"unknown": 1}},
         {"settings": {"personal_data": "share"}},
+        {"settings": {"search": {"reranker": "http://rerank.example"}}},
     ],
 )
 async def test_wrong_settings_over_http(service: Service, body: Any) -> None:

@@ -4,13 +4,14 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from app.api.schemas import CollectionName, DocumentStatus, Wire
 from app.db.collection_settings import (
     ChunkingStrategy,
     CollectionSettings,
     PersonalDataPolicy,
+    RerankerChoice,
 )
 
 MAX_JOB_ID = 2**63 - 1
@@ -132,11 +133,21 @@ class ChunkingChange(Wire):
     strategy: ChunkingStrategy | None = None
 
 
+class SearchChange(Wire):
+    """How passages are found; null resets."""
+
+    reranker: RerankerChoice | None = Field(
+        default=None, description="What re-orders the best passages; null: the service's own."
+    )
+    token_vectors: StrictBool | None = None
+
+
 class SettingsChange(Wire):
     """A JSON merge patch: what is left out stays, null resets."""
 
     chunking: ChunkingChange | None = None
     personal_data: PersonalDataPolicy | None = None
+    search: SearchChange | None = None
 
 
 class NewCollection(Wire):

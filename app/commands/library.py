@@ -32,6 +32,10 @@ PersonalData = Annotated[
     Literal["off", "report", "mask", "refuse"] | None,
     typer.Option(help="What to do about e-mail addresses, phone and card numbers in documents."),
 ]
+Reranker = Annotated[
+    Literal["service", "off", "bundled", "late-interaction"] | None,
+    typer.Option(help="What re-orders the best passages; `service`: what the service is set to."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -65,12 +69,13 @@ def create_collection(
     overlap: Overlap = None,
     strategy: Strategy = None,
     personal_data: PersonalData = None,
+    reranker: Reranker = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Make an empty collection."""
-    settings = _settings(chunk_tokens, overlap, strategy, personal_data)
+    settings = _settings(chunk_tokens, overlap, strategy, personal_data, reranker)
     body = {"name": name, "settings": settings}
     reply = _call(url, api_key, "POST", "/api/collections", json=body)
     print_json(reply) if as_json else console().print(f"Made the collection {reply['name']}.")
@@ -92,6 +97,7 @@ def set_collection(
     overlap: Overlap = None,
     strategy: Strategy = None,
     personal_data: PersonalData = None,
+    reranker: Reranker = None,
     reset: Annotated[
         bool, typer.Option("--reset", help="Everything that is not given: back to the defaults.")
     ] = False,
@@ -99,14 +105,15 @@ def set_collection(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Change how a collection's documents are cut, and what happens to personal data in them.
+    """Change how a collection's documents are cut, scanned and searched.
 
-    Its documents are made anew in the background; until then the old passages are found.
+    They are made anew in the background where that is needed; until then the old passages are
+    found.
     """
-    settings = _settings(chunk_tokens, overlap, strategy, personal_data)
+    settings = _settings(chunk_tokens, overlap, strategy, personal_data, reranker)
     if reset:
         own = {"tokens": None, "overlap": None, "strategy": None, **settings.get("chunking", {})}
-        settings = {"personal_data": None, **settings, "chunking": own}
+        settings = {"personal_data": None, "search": None, **settings, "chunking": own}
     if not settings:
         raise InvalidInput("There is nothing to set.", hint="Give an option; --help lists them.")
     path = f"/api/collections/{_segment(name)}"
@@ -240,6 +247,7 @@ def _settings(
     overlap: int | None,
     strategy: str | None,
     personal_data: str | None,
+    reranker: str | None,
 ) -> dict[str, Any]:
     """The settings that were given, as the API takes them."""
     given = {"tokens": chunk_tokens, "overlap": overlap, "strategy": strategy}
@@ -247,6 +255,8 @@ def _settings(
     settings: dict[str, Any] = {"chunking": chunking} if chunking else {}
     if personal_data is not None:
         settings["personal_data"] = personal_data
+    if reranker is not None:
+        settings["search"] = {"reranker": None if reranker == "service" else reranker}
     return settings
 
 
@@ -261,6 +271,7 @@ def _print_collection(reply: dict[str, Any]) -> None:
         "chunk tokens": chunking["tokens"] or "as the service is set",
         "overlap": chunking["overlap"],
         "strategy": chunking["strategy"],
+        "reranker": reply["settings"]["search"]["reranker"] or "as the service is set",
         "personal data": reply["settings"]["personal_data"],
         **{
             f"  {kind.replace('_', ' ')}": f"{one['found']:,} in {one['documents']:,} documents"

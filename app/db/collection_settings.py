@@ -12,6 +12,9 @@ ChunkingStrategy = Literal["structure", "recursive", "fixed"]
 
 PersonalDataPolicy = Literal["off", "report", "mask", "refuse"]
 
+RerankerChoice = Literal["off", "bundled", "late-interaction"]
+"""Names only, never a path or an address: what the service loads is for its operator to say."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,14 +36,28 @@ class ChunkingSettings(_Part):
         return self
 
 
+class SearchSettings(_Part):
+    """How passages are found: nothing in here shapes what is stored of a document."""
+
+    reranker: RerankerChoice | None = Field(
+        default=None, description="What re-orders the best passages; null: the service's own."
+    )
+    token_vectors: bool = False
+
+
 class CollectionSettings(_Part):
     """Stored with the collection, as JSON without the defaults."""
 
     chunking: ChunkingSettings = ChunkingSettings()
     personal_data: PersonalDataPolicy = "off"
+    search: SearchSettings = SearchSettings()
 
     def stored(self) -> dict[str, object]:
         return self.model_dump(mode="json", exclude_defaults=True)
+
+    def shaping(self) -> dict[str, object]:
+        """What of it shapes documents: where this changes, they are made anew."""
+        return {name: value for name, value in self.stored().items() if name != "search"}
 
     def changed(self, change: Mapping[str, Any]) -> "CollectionSettings":
         """These settings after a JSON merge patch, in which null resets; raises InvalidInput."""

@@ -153,7 +153,7 @@ async def count_change(
             "chunks": chunks,
             "terms": terms,
             "language": language,
-            "built_with": built_with.stored() if built_with is not None else None,
+            "built_with": built_with.shaping() if built_with is not None else None,
         },
     )
 
@@ -214,7 +214,8 @@ _COUNT = text(
         ELSE array_remove(languages || CAST(:language AS text), NULL)
       END,
       rebuild_since = CASE
-        WHEN settings <> CAST(:built_with AS jsonb) THEN clock_timestamp() ELSE rebuild_since
+        WHEN settings - 'search' <> CAST(:built_with AS jsonb) THEN clock_timestamp()
+        ELSE rebuild_since
       END
     WHERE id = :collection_id
     """

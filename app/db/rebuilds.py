@@ -39,12 +39,20 @@ async def lock_settings(
 
 
 async def change_settings(
-    connection: AsyncConnection, collection_id: int, settings: CollectionSettings
+    connection: AsyncConnection,
+    collection_id: int,
+    before: CollectionSettings,
+    after: CollectionSettings,
 ) -> None:
-    """Store them, and note that the documents are to be rebuilt with them."""
-    values = {"collection_id": collection_id, "settings": settings.stored()}
+    """Store them; note a rebuild if they shape documents, and a new order if they shape search."""
+    values = {
+        "collection_id": collection_id,
+        "settings": after.stored(),
+        "found_otherwise": int(after.search != before.search),
+    }
     await connection.execute(_CHANGE, values)
-    await note_rebuild(connection, collection_id)
+    if after.shaping() != before.shaping():
+        await note_rebuild(connection, collection_id)
 
 
 async def note_rebuild(connection: AsyncConnection, collection_id: int) -> None:
@@ -114,9 +122,12 @@ _DOCUMENTS = """
     JOIN collections AS c ON c.id = d.collection_id
 """
 _LOCK = text("SELECT settings FROM collections WHERE id = :collection_id FOR UPDATE")
-_CHANGE = text("UPDATE collections SET settings = :settings WHERE id = :collection_id").bindparams(
-    bindparam("settings", type_=JSONB)
-)
+_CHANGE = text(
+    """
+    UPDATE collections SET settings = :settings, generation = generation + :found_otherwise
+    WHERE id = :collection_id
+    """
+).bindparams(bindparam("settings", type_=JSONB))
 _NOTE = text(
     """
     UPDATE collections SET rebuild_since = clock_timestamp(), rebuild_digest = NULL

@@ -88,8 +88,8 @@ class Collections:
     ) -> CollectionOverview:
         """Change the settings that are named, in which None resets.
 
-        What is there is brought to them in the background; until then the versions of before go
-        on serving. Raises NotFound or InvalidInput.
+        Documents are brought to those that shape them in the background; until then the versions
+        of before go on serving. Those of search count at once. Raises NotFound or InvalidInput.
         """
 
         async def work(connection: AsyncConnection) -> CollectionOverview:
@@ -101,7 +101,7 @@ class Collections:
             after = before.changed(change)
             if after != before:
                 _check_scan(after)
-                await change_settings(connection, collection.id, after)
+                await change_settings(connection, collection.id, before, after)
             return await self._overview(connection, caller, name)
 
         return await in_transaction(self._begin, work)

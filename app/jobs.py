@@ -24,7 +24,17 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from app.db.queue import BACKLOG, HELD, WAKE, WORKERS, Priority, lock_lost, next_places, queue_again
+from app.db.queue import (
+    BACKLOG,
+    HELD,
+    WAKE,
+    WORKERS,
+    Priority,
+    lock_lost,
+    next_places,
+    put_back_place,
+    queue_again,
+)
 from app.db.session import libpq_url
 from app.db.sources import lock_due, queue_sync
 from app.db.transactions import translated_errors
@@ -39,8 +49,10 @@ SYNC_TASK = "sync_source"
 SYNCS_AT_ONCE = 2
 """Of one worker, beside the documents: whoever uploads does not wait behind a whole site."""
 
-HEARTBEAT_SECONDS = 5.0
-DEAD_AFTER_SECONDS = 20.0
+HEARTBEAT_SECONDS = 3.0
+DEAD_AFTER_SECONDS = 15.0
+"""Five signs of life: a busy machine delays one or two, and work that is wrongly believed abandoned
+is done twice, though it counts once."""
 WORKER_SHOWN_SECONDS = 300.0
 POLL_SECONDS = 5.0
 DRAIN_SECONDS = 30.0
@@ -277,12 +289,13 @@ class Jobs:
         """
         worker_ids = [worker.worker_id for worker in self._workers.values() if worker.worker_id]
         rows = await self._query(HELD, worker_ids=worker_ids)
-        suspects = {int(row["id"]) for row in rows} - self._at_hand
+        held = {int(row["id"]): _first_in_line(row["queue_name"], row["priority"]) for row in rows}
+        suspects = held.keys() - self._at_hand
         dropped, self._suspects = suspects & self._suspects, suspects
         for job_id in dropped:
             with _translated():
                 await self._app.job_manager.retry_job_by_id_async(
-                    job_id, retry_at=datetime.now(UTC)
+                    job_id, retry_at=datetime.now(UTC), priority=held[job_id]
                 )
             log.warning("dropped_job_put_back", job=job_id)
         if dropped:
@@ -294,7 +307,7 @@ class Jobs:
             raise JobAborted
 
     async def rescue_stalled(self) -> int:
-        """Put jobs of workers without a heartbeat back into the queue; how many."""
+        """Put jobs of workers without a heartbeat back, before all that wait like them; how many."""
         rescued = 0
         with _translated():
             stalled = await self._app.job_manager.get_stalled_jobs(
@@ -302,7 +315,11 @@ class Jobs:
             )
         for job in stalled:
             try:
-                await self._app.job_manager.retry_job(job, retry_at=datetime.now(UTC))
+                await self._app.job_manager.retry_job(
+                    job,
+                    retry_at=datetime.now(UTC),
+                    priority=_first_in_line(job.queue, job.priority),
+                )
             except ConnectorException as error:
                 # It ended by itself meanwhile.
                 log.info("stalled_job_not_rescued", job=job.id, error=str(error))
@@ -357,8 +374,15 @@ class _Retries(BaseRetryStrategy):
             return RetryDecision(retry_in={"milliseconds": int(exception.seconds * 1000)})
         if isinstance(exception, asyncio.CancelledError):
             # The worker is shutting down; somebody else may take the job at once.
-            return RetryDecision(retry_at=datetime.now(UTC))
+            return RetryDecision(
+                retry_at=datetime.now(UTC), priority=_first_in_line(job.queue, job.priority)
+            )
         return None
+
+
+def _first_in_line(queue: str, place: int) -> int:
+    """The priority of a job that is put back; sources have no lines."""
+    return put_back_place(place) if queue == QUEUE else place
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.access import LOCAL_OWNER, Caller
 from app.config import Settings
 from app.db.models import Document
+from app.db.queue import Priority
 from app.db.session import open_sessions
 from app.documents.library import Library
 from app.documents.overview import Overlook
@@ -180,6 +181,76 @@ async def test_a_retry_that_is_not_due_yet_leaves_its_place_to_nobody(
     sent |= await send_many(library, "b", 1)
     taken = [sent[one] for one in await worked(jobs, 4)]
     assert taken == [("default", 1), ("b", 0), ("default", 2), ("default", 3)]
+
+
+async def with_the_dead(engine: AsyncEngine, *document_ids: UUID) -> None:
+    """Workers that were killed a minute ago had taken these."""
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                """
+                WITH dead AS (
+                  INSERT INTO procrastinate_workers (last_heartbeat)
+                  VALUES (now() - interval '1 minute') RETURNING id)
+                UPDATE procrastinate_jobs SET status = 'doing', worker_id = (SELECT id FROM dead)
+                WHERE id IN (SELECT job_id FROM documents WHERE id = ANY(:document_ids))
+                """
+            ),
+            {"document_ids": list(document_ids)},
+        )
+    await set_documents(engine, *document_ids, status="processing")
+
+
+@pytest.mark.parametrize("priority", ["interactive", "bulk", "background"])
+async def test_what_is_put_back_comes_before_all_that_came_meanwhile(
+    priority: Priority, library: Library, jobs: Jobs, engine: AsyncEngine
+) -> None:
+    """It had been taken, the band became empty, and newcomers stand in the first places again."""
+    await library.create_collection(LOCAL_OWNER, "b")
+    sent = await send_many(library, "default", 40, priority=priority)
+    *_, abandoned = sent
+    await worked(jobs, 39)
+    await with_the_dead(engine, abandoned)
+    meanwhile = [(await send(library, f"new {n}", priority=priority)).document_id for n in range(3)]
+
+    assert await jobs.rescue_stalled() == 1
+    other = await send(library, "of another collection", "b", priority=priority)
+    taken = await worked(jobs, 5)
+    assert taken[0] == abandoned
+    # Nor does it make room for others before those who wait.
+    assert taken[1:] == [meanwhile[0], other.document_id, *meanwhile[1:]]
+
+
+async def test_what_is_put_back_does_not_come_before_what_is_more_urgent(
+    library: Library, jobs: Jobs, engine: AsyncEngine
+) -> None:
+    bulk = list(await send_many(library, "default", 3, priority="bulk"))
+    await with_the_dead(engine, bulk[2])
+    urgent = await send(library, "urgent")
+    assert await jobs.rescue_stalled() == 1
+    assert await worked(jobs, 4) == [urgent.document_id, bulk[2], bulk[0], bulk[1]]
+
+
+async def test_what_a_stopped_worker_puts_back_comes_first(
+    library: Library, jobs: Jobs, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.jobs.DRAIN_SECONDS", 0.1)
+    first, second = await send_many(library, "default", 2)
+    begun, stop = asyncio.Event(), asyncio.Event()
+
+    async def never_done(document_id: UUID, _: int) -> bool:
+        if document_id == second:
+            begun.set()
+            await asyncio.Event().wait()
+        return True
+
+    working = asyncio.create_task(jobs.work(never_done, concurrency=1, stop=stop))
+    await begun.wait()
+    await set_documents(engine, first, status="ready")
+    meanwhile = (await send(library, "meanwhile")).document_id
+    stop.set()
+    await working
+    assert await worked(jobs, 2) == [second, meanwhile]
 
 
 # --- looking --------------------------------------------------------------------------------------

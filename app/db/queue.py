@@ -5,6 +5,10 @@ one for each kind of work; within a band every collection has a line of its own,
 served in turn: the place of a new job is one behind the last of its collection's, but never before
 the place that is served now. So a collection with a million documents delays another one by a
 document at a time, and whoever came late cannot push past those who have waited.
+
+The very first place of each band is that of jobs whose worker was taken from them: they had their
+turn already. Behind the others one could wait long, for when a band has become empty meanwhile, the
+next to come stand in its first places again.
 """
 
 from collections.abc import Sequence
@@ -21,7 +25,8 @@ Priority = Literal["interactive", "bulk", "background"]
 
 BAND_WIDTH = 1_000_000_000
 BAND_TOPS: dict[Priority, int] = {"interactive": BAND_WIDTH, "bulk": 0, "background": -BAND_WIDTH}
-"""The priority of the first in each band. A band's last place is shared by all who come later."""
+"""The priority of what is put back in each band; the lines begin one behind. A band's last place is
+shared by all who come later."""
 
 LINE_ENDS_EXAMINED = 100
 """Of a collection's waiting documents the latest so many are looked at for the end of its line."""
@@ -38,12 +43,17 @@ JOBS = table(
 """What is read of procrastinate's table in queries of our own."""
 
 
+def put_back_place(place: int) -> int:
+    """The priority of a job that had this one when it was taken, now that its worker is gone."""
+    return -(-place // BAND_WIDTH) * BAND_WIDTH
+
+
 async def next_places(
     connection: AsyncConnection, document_id: UUID, priority: Priority, count: int
 ) -> list[int]:
     """The priorities of the next jobs of the document's collection, first come first served."""
-    top = BAND_TOPS[priority]
-    bottom = top - BAND_WIDTH + 1
+    top = BAND_TOPS[priority] - 1
+    bottom = BAND_TOPS[priority] - BAND_WIDTH + 1
     scope = {
         "document_id": document_id,
         "top": top,
@@ -150,7 +160,8 @@ WORKERS = """
     GROUP BY pair ORDER BY 1
 """
 HELD = """
-    SELECT id FROM procrastinate_jobs WHERE status = 'doing' AND worker_id = ANY(%(worker_ids)s)
+    SELECT id, queue_name, priority FROM procrastinate_jobs
+    WHERE status = 'doing' AND worker_id = ANY(%(worker_ids)s)
 """
 WAKE = """SELECT pg_notify('procrastinate_queue_v1#' || %(queue)s,
     '{"type": "job_inserted", "job_id": 0}')"""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from app.embedding.base import Embedder, Vectors
+from app.embedding.base import Embedder, TokenEmbedder, Vectors
 from app.embedding.model_folder import locate_model, model_digest
 from app.embedding.onnx import MAX_PADDING_TOKENS, OnnxEmbedder, plan_batches
 from app.embedding.onnx_export import export_model
@@ -116,6 +116,23 @@ class TestEveryEmbedder:
             assert cosines(prompted.embed(TEXTS, kind), spelled_out).min() > 0.9999
         query, document = (prompted.embed(TEXTS[:1], kind) for kind in ("query", "document"))
         assert cosines(query, document)[0] < 0.9999
+
+    def test_gives_tokens_of_the_same_run(self, mean_model: Embedder, models: Path) -> None:
+        assert isinstance(mean_model, TokenEmbedder)
+        vectors, tokens = mean_model.embed_with_tokens(TEXTS, "document")
+        assert cosines(vectors, mean_model.embed(TEXTS, "document")).min() > 0.9999
+        for text, own in zip(TEXTS, tokens, strict=True):
+            assert own.spans == mean_model.tokenizer.spans([text])[0]
+            states = hidden_states(models / "mean", text)[1:-1]  # the others are special tokens
+            expected = states / np.linalg.norm(states, axis=1, keepdims=True)
+            assert cosines(expected, own.vectors).min() > 0.9999
+
+    def test_leaves_the_prompt_out_of_the_tokens(self, open_model: Opener) -> None:
+        prompted = open_model("prompted")
+        assert isinstance(prompted, TokenEmbedder)
+        _, (own,) = prompted.embed_with_tokens(["\ud800 " + TEXTS[0] + " store" * 99], "query")
+        assert own.spans[:2] == [(2, 5), (6, 10)]
+        assert len(own.spans) == len(own.vectors) < MAX_TOKENS
 
     def test_truncates_at_the_models_length(self, mean_model: Embedder) -> None:
         words = "the crate of the house was open " * 20

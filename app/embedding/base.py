@@ -1,7 +1,8 @@
 """What Footnote asks of an embedding model. Adapters stand beside this file."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,18 @@ Vectors = NDArray[np.float32]
 
 TextKind = Literal["query", "document"]
 """Some models embed questions and passages differently (prefixes), so every call says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVectors:
+    """The tokens of one text as the model sees them in it, special tokens and prompt left out.
+
+    `spans` are characters of the text; `vectors` are unit vectors, float32, shape (tokens, width),
+    where the width is the model's own and need not be that of its pooled vectors.
+    """
+
+    spans: list[tuple[int, int]]
+    vectors: Vectors
 
 
 class Tokenizer(Protocol):
@@ -57,5 +70,19 @@ class Embedder(Protocol):
 
         Raises EmbeddingUnavailable when the model cannot run or gives a vector that is not finite
         or has no length.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenEmbedder(Embedder, Protocol):
+    """A model that also tells what it made of each token, as late interaction needs it."""
+
+    def embed_with_tokens(
+        self, texts: Sequence[str], kind: TextKind
+    ) -> tuple[Vectors, list[TokenVectors]]:
+        """What `embed` gives and, of the same run, the vectors of each text's tokens.
+
+        Tokens beyond `max_tokens` are left out. Raises what `embed` raises.
         """
         ...

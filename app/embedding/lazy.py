@@ -5,7 +5,7 @@ from functools import cached_property
 from threading import Lock
 
 from app.config import Settings
-from app.embedding.base import Embedder, TextKind, Tokenizer, Vectors
+from app.embedding.base import TextKind, TokenEmbedder, Tokenizer, TokenVectors, Vectors
 from app.embedding.loading import open_embedder
 from app.embedding.model_folder import locate_model, model_digest
 
@@ -42,11 +42,16 @@ class LazyEmbedder:
     def embed(self, texts: Sequence[str], kind: TextKind) -> Vectors:
         return self._loaded.embed(texts, kind)
 
+    def embed_with_tokens(
+        self, texts: Sequence[str], kind: TextKind
+    ) -> tuple[Vectors, list[TokenVectors]]:
+        return self._loaded.embed_with_tokens(texts, kind)
+
     @cached_property
-    def _opened(self) -> Embedder:
+    def _opened(self) -> TokenEmbedder:
         return open_embedder(self._settings)
 
     @property
-    def _loaded(self) -> Embedder:
+    def _loaded(self) -> TokenEmbedder:
         with self._loading:
             return self._opened

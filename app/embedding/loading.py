@@ -10,14 +10,14 @@ import structlog
 
 import app
 from app.config import Settings
-from app.embedding.base import Embedder
+from app.embedding.base import TokenEmbedder
 from app.embedding.model_folder import locate_model, model_digest
 from app.embedding.onnx import OnnxEmbedder
 from app.embedding.sentence_transformer import SentenceTransformerEmbedder
 from app.errors import EmbeddingUnavailable
 from app.telemetry import DEGRADED
 
-EXPORT_FORMAT = "onnx-1"
+EXPORT_FORMAT = "onnx-2"
 """Changes with what an export holds, so that no version reads what another one wrote."""
 
 EXPORT_TIMEOUT_SECONDS = 900.0
@@ -29,7 +29,7 @@ class _NoExport(Exception):
     """The model cannot run on onnxruntime here; the message says why."""
 
 
-def open_embedder(settings: Settings, *, threads: int | None = None) -> Embedder:
+def open_embedder(settings: Settings, *, threads: int | None = None) -> TokenEmbedder:
     """The configured model, loaded. Slow the first time a model is seen: it is exported then.
 
     `threads` bounds the cores that one call of `embed` uses (default: all that this process may).

@@ -14,15 +14,18 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from app.embedding.base import TextKind, Vectors
+from app.embedding.base import TextKind, TokenVectors, Vectors
 from app.embedding.tokens import ModelTokenizer, encodable
-from app.embedding.vectors import unit_vectors
+from app.embedding.vectors import token_vectors, unit_vectors
 from app.errors import EmbeddingUnavailable
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.bin"
 TOKENIZER_FILE = "tokenizer.json"
 MANIFEST_FILE = "manifest.json"
+
+VECTORS_OUTPUT = "vectors"
+TOKENS_OUTPUT = "tokens"
 
 MAX_PADDING_TOKENS = 16
 """Starting a run costs as much time as computing about this many tokens (measured with MiniLM on
@@ -34,6 +37,9 @@ INPUT_ATTRIBUTES = {
     "attention_mask": "attention_mask",
     "token_type_ids": "type_ids",
 }
+
+
+_NO_TOKENS: Vectors = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +120,36 @@ class OnnxEmbedder:
             raise EmbeddingUnavailable(f"The embedding model {self.name} failed.") from error
         return unit_vectors(vectors, count=len(texts), dimensions=self.dimensions)
 
-    def _compute(self, encodings: Sequence[tokenizers.Encoding]) -> Vectors:
+    def embed_with_tokens(
+        self, texts: Sequence[str], kind: TextKind
+    ) -> tuple[Vectors, list[TokenVectors]]:
+        prompt = self._prompts[kind]
+        tokens: list[Vectors] = [_NO_TOKENS] * len(texts)
+        try:
+            encodings = self._encoder.encode_batch([prompt + encodable(text) for text in texts])
+            vectors = self._compute(encodings, tokens)
+        except Exception as error:
+            raise EmbeddingUnavailable(f"The embedding model {self.name} failed.") from error
+        return unit_vectors(vectors, count=len(texts), dimensions=self.dimensions), [
+            token_vectors(encoding.offsets, encoding.special_tokens_mask, states, len(prompt))
+            for encoding, states in zip(encodings, tokens, strict=True)
+        ]
+
+    def _compute(
+        self, encodings: Sequence[tokenizers.Encoding], tokens: list[Vectors] | None = None
+    ) -> Vectors:
+        """The pooled vectors; what the model made of each text's tokens is put into `tokens`."""
         vectors = np.empty((len(encodings), self.dimensions), np.float32)
         batches = plan_batches([len(encoding) for encoding in encodings], self._batch_tokens)
 
         def compute(batch: list[int]) -> None:
             feeds = self._feeds([encodings[index] for index in batch])
-            (vectors[batch],) = self._session.run(None, feeds)
+            if tokens is None:
+                (vectors[batch],) = self._session.run([VECTORS_OUTPUT], feeds)
+                return
+            vectors[batch], states = self._session.run([VECTORS_OUTPUT, TOKENS_OUTPUT], feeds)
+            for index, padded in zip(batch, states, strict=True):
+                tokens[index] = padded[: len(encodings[index])]
 
         if len(batches) == 1 or self._threads == 1:
             for batch in batches:

@@ -19,6 +19,8 @@ from app.embedding.onnx import (
     GRAPH_FILE,
     INPUT_ATTRIBUTES,
     TOKENIZER_FILE,
+    TOKENS_OUTPUT,
+    VECTORS_OUTPUT,
     Manifest,
     OnnxEmbedder,
     open_session,
@@ -124,15 +126,16 @@ def _write_graph(model: Any, dimensions: int, folder: Path) -> None:
         raise ExportRefused(f"it takes inputs that are not exported: {', '.join(inputs)}")
     constants = {name: value for name, value in features.items() if name not in inputs}
 
-    class UnitVectors(torch.nn.Module):
+    class VectorsAndTokens(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             given = dict(zip(inputs, tensors, strict=True))
-            embedding = self.model({**constants, **given})["sentence_embedding"]
-            return torch.nn.functional.normalize(embedding[:, :dimensions], dim=1)
+            made = self.model({**constants, **given})
+            pooled = made["sentence_embedding"][:, :dimensions]
+            return torch.nn.functional.normalize(pooled, dim=1), made["token_embeddings"]
 
     # Plain attention gives a smaller and faster graph than torch's fused one does when traced.
     model[0].auto_model.set_attn_implementation("eager")
@@ -146,13 +149,16 @@ def _write_graph(model: Any, dimensions: int, folder: Path) -> None:
         # The exporter warns of its own age and of every shape it reads; parity is what counts.
         warnings.simplefilter("ignore")
         torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
-            UnitVectors().eval(),
+            VectorsAndTokens().eval(),
             tuple(features[name] for name in inputs),
             str(traced),
             dynamo=False,
             input_names=inputs,
-            output_names=["vectors"],
-            dynamic_axes={**dict.fromkeys(inputs, axes), "vectors": {0: "texts"}},
+            output_names=[VECTORS_OUTPUT, TOKENS_OUTPUT],
+            dynamic_axes={
+                **dict.fromkeys([*inputs, TOKENS_OUTPUT], axes),
+                VECTORS_OUTPUT: {0: "texts"},
+            },
         )
         open_session(traced, optimized=folder / GRAPH_FILE)
 

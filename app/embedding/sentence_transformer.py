@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from app.embedding.base import TextKind, Vectors
+from app.embedding.base import TextKind, TokenVectors, Vectors
 from app.embedding.tokens import ModelTokenizer, encodable
-from app.embedding.vectors import unit_vectors
+from app.embedding.vectors import token_vectors, unit_vectors
 from app.errors import EmbeddingUnavailable
 
 # Models name their prefixes differently; the first of these that a model has is the one.
@@ -51,6 +51,10 @@ class SentenceTransformerEmbedder:
         self.max_tokens = int(min(self.model.max_seq_length or UNBOUNDED_TOKENS, UNBOUNDED_TOKENS))
         self.prompts = _prompts(self.model.prompts)
         self.tokenizer = ModelTokenizer(lambda: tokenizer)
+        # Says where the tokens of a text are that the model reads, with its prompt and cut alike.
+        self._reader = self.copy_of_tokenizer()
+        self._reader.no_padding()
+        self._reader.enable_truncation(self.max_tokens)  # pyright: ignore[reportUnknownMemberType]
         # The tokenizer of transformers sets truncation and padding on shared state at every call.
         self._one_at_a_time = Lock()
 
@@ -79,6 +83,37 @@ class SentenceTransformerEmbedder:
         vectors = np.asarray(encoded, dtype=np.float32)
         return unit_vectors(vectors, count=len(texts), dimensions=self.dimensions)
 
+    def embed_with_tokens(
+        self, texts: Sequence[str], kind: TextKind
+    ) -> tuple[Vectors, list[TokenVectors]]:
+        if not texts:
+            return np.empty((0, self.dimensions), np.float32), []
+        encode = self.model.encode_query if kind == "query" else self.model.encode_document
+        prompt = self.prompts[kind]
+        readable = [encodable(text) for text in texts]
+        try:
+            with self._one_at_a_time:
+                encoded: Any = encode(
+                    readable,
+                    prompt=prompt,
+                    output_value=None,
+                    convert_to_numpy=False,
+                    show_progress_bar=False,
+                )
+            pooled = np.stack([_array(one["sentence_embedding"]) for one in encoded])
+            read = self._reader.encode_batch([prompt + text for text in readable])
+            states = [
+                _array(one["token_embeddings"][one["attention_mask"].bool()]) for one in encoded
+            ]
+        except Exception as error:
+            raise EmbeddingUnavailable(f"The embedding model {self.name} failed.") from error
+        pooled = pooled[:, : self.dimensions]
+        pooled = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        return unit_vectors(pooled, count=len(texts), dimensions=self.dimensions), [
+            token_vectors(one.offsets, one.special_tokens_mask, own, len(prompt))
+            for one, own in zip(read, states, strict=True)
+        ]
+
 
 def _load(folder: Path, device: str | None) -> Any:
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - loads torch
@@ -98,6 +133,10 @@ def _load(folder: Path, device: str | None) -> Any:
         trust_remote_code=False,
         model_kwargs=options,
     )
+
+
+def _array(tensor: Any) -> Vectors:
+    return tensor.float().cpu().numpy()
 
 
 def _prompts(configured: Mapping[str, str]) -> dict[TextKind, str]:

@@ -218,7 +218,7 @@ class Orphan:
 
     owner: int
     since: float
-    is_put_back: bool = False
+    put_back_at: float | None = None
 
 
 @dataclass
@@ -228,6 +228,7 @@ class Watch:
     url: str
     put_back_seconds: list[float] = field(default_factory=list[float])
     resumed_seconds: list[float] = field(default_factory=list[float])
+    waited_again_seconds: list[float] = field(default_factory=list[float])
     away_seconds: list[float] = field(default_factory=list[float])
     _orphans: dict[int, Orphan] = field(default_factory=dict[int, Orphan])
 
@@ -251,11 +252,12 @@ class Watch:
             row = jobs.get(job)
             has_owner = row is not None and row["status"] == "doing"
             is_with_the_dead = has_owner and row and row["worker_id"] in (orphan.owner, None)
-            if not is_with_the_dead and not orphan.is_put_back:
-                orphan.is_put_back = True
+            if not is_with_the_dead and orphan.put_back_at is None:
+                orphan.put_back_at = now
                 self.put_back_seconds.append(now - orphan.since)
             if row is None or (has_owner and not is_with_the_dead):
                 self.resumed_seconds.append(now - orphan.since)
+                self.waited_again_seconds.append(now - (orphan.put_back_at or now))
                 del self._orphans[job]
         for job, row in jobs.items():
             silent_seconds = float(row["silent_seconds"] or 0)
@@ -263,8 +265,8 @@ class Watch:
                 self._orphans.setdefault(job, Orphan(row["worker_id"], now - silent_seconds))
 
 
-SILENT_SECONDS = 7.0
-"""A living worker gives a sign of life every five."""
+SILENT_SECONDS = 6.0
+"""Two signs of life of a living worker."""
 _JOBS = """
     SELECT j.id, j.status::text, j.worker_id,
       extract(epoch FROM now() - w.last_heartbeat) AS silent_seconds

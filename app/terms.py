@@ -28,7 +28,7 @@ _CACHED_TOKENS = 100_000
 # Words of grammar, not of subject: they would be the longest postings and say the least. Left out
 # in every language, because a query is read in all that a collection holds, and an English one
 # would otherwise find French passages by their "the".
-_STOP_WORDS = frozenset(
+STOP_WORDS = frozenset(
     """
     a about above after again against all am an and any are as at be because been before being
     below between both but by can could did do does doing down during each few for from further
@@ -45,18 +45,19 @@ _CONTRACTED_ENDINGS = frozenset(["s", "m", "re", "ve", "ll", "d"])
 _ALGORITHMS = frozenset[str](_snowball.algorithms())
 
 # Python's \w leaves combining marks out, and most scripts of India and South-East Asia need them.
-_MARKS = "".join(
+MARKS = "".join(
     character
     for character in map(chr, range(0x0300, 0xFE30))
     if unicodedata.category(character) in ("Mn", "Mc")
 )
-_TOKEN = re.compile(rf"[\w{_MARKS}]+(?:[.'’\-][\w{_MARKS}]+)*(?:\+\+|\#)?")
-_PART = re.compile(rf"(?:(?!_)[\w{_MARKS}])+(?:['’](?:(?!_)[\w{_MARKS}])+)*")
+_TOKEN = re.compile(rf"[\w{MARKS}]+(?:[.'’\-][\w{MARKS}]+)*(?:\+\+|\#)?")
+_PART = re.compile(rf"(?:(?!_)[\w{MARKS}])+(?:['’](?:(?!_)[\w{MARKS}])+)*")
 # Written without spaces, or (Hangul) with words of many endings: pairs of characters serve best.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
-    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
+_UNSPACED = re.compile(f"[{UNSPACED}]+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 # ERR_CONN_RESET; v2.3.1 and CVE-2024-1; os.path; e-mail
 _IDENTIFIER = re.compile(
@@ -80,6 +81,26 @@ def extract_terms(text: str, language: str = "english") -> list[str]:
         text = unicodedata.normalize("NFKC", text)
     tokens: list[str] = _TOKEN.findall(text)
     return list(chain.from_iterable(map(_vocabulary(language).__getitem__, tokens)))
+
+
+def find_words(text: str) -> list[str]:
+    """The words of a text as they are written, identifiers in their parts."""
+    return _PART.findall(unicodedata.normalize("NFKC", text))
+
+
+def fold(text: str) -> str:
+    """A text in which ways of writing the same word agree: no case, no width, no accents.
+
+    Accents are taken from Latin and Greek letters; in other scripts they make other letters.
+    """
+    if text.isascii():
+        return text.lower()
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    return unicodedata.normalize("NFC", _ACCENTED.sub(r"\1", decomposed).translate(_STROKED))
+
+
+_ACCENTED = re.compile("([a-z\u0370-\u03ff])[\u0300-\u036f]+")
+_STROKED = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 
 
 class _Vocabulary(dict[str, tuple[str, ...]]):
@@ -136,7 +157,7 @@ class _Vocabulary(dict[str, tuple[str, ...]]):
         word = word.casefold().replace("’", "'")
         if self._is_english:
             word = _without_ending(_without_accents(word))
-        if word in _SINGLE_LETTERS or (word in _STOP_WORDS and not is_acronym):
+        if word in _SINGLE_LETTERS or (word in STOP_WORDS and not is_acronym):
             return ""
         return self._stem(word)[:MAX_TERM_CHARS]
 

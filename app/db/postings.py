@@ -321,6 +321,39 @@ _READ = """
 """
 
 
+async def find_beginning(
+    snapshot: Snapshot, collection_ids: NDArray[np.int64], beginning: str, limit: int
+) -> list[str]:
+    """The `limit` most frequent terms that begin so, most frequent first."""
+    scope = {
+        "collection_ids": collection_ids,
+        "first": beginning,
+        "last": beginning + chr(0x10FFFF),
+        "limit": limit,
+    }
+    return [term for (term,) in await snapshot.fetch(_FIND_BEGINNING, scope)]
+
+
+# A range rather than LIKE, whose pattern would have to be known when the statement is planned.
+_FIND_BEGINNING = """
+    SELECT term FROM postings
+    WHERE collection_id = ANY(%(collection_ids)s) AND term >= %(first)s AND term < %(last)s
+    GROUP BY term ORDER BY sum(octet_length(payload)) DESC, term LIMIT %(limit)s
+"""
+
+
+def united(lists: Sequence[PostingList]) -> PostingList:
+    """The postings of several terms as if they were one term."""
+    packed = np.sort(np.concatenate([listed.packed for listed in lists]))
+    chunk_ids = packed >> np.uint64(24)
+    firsts = np.flatnonzero(np.diff(chunk_ids, prepend=chunk_ids[:1] ^ np.uint64(1)))
+    occurrences = np.add.reduceat((packed >> np.uint64(12)) & np.uint64(MAX_OCCURRENCES), firsts)
+    first = packed[firsts]
+    lengths = first & np.uint64(MAX_LENGTH)
+    summed = np.minimum(occurrences, np.uint64(MAX_OCCURRENCES)) << np.uint64(12)
+    return PostingList((first >> np.uint64(24) << np.uint64(24)) | summed | lengths)
+
+
 def _decode(payload: bytes) -> PackedPostings:
     return np.frombuffer(payload, "<u8")
 

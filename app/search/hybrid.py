@@ -14,8 +14,10 @@ from app.db.snapshot import Snapshots
 from app.embedding.query import QueryEmbedder
 from app.errors import InvalidInput
 from app.search.base import SearchRequest, SearchResult
-from app.search.matching import NOTHING_ASKED, Matches, find_matches
+from app.search.matching import NOTHING_ASKED, Matches, find_matches, languages_of
 from app.search.passages import read_hits
+from app.search.phrases import Demands, find_demands
+from app.search.query import ParsedQuery, read_query
 from app.search.ranking import (
     CANDIDATES,
     LEG_WEIGHT,
@@ -45,12 +47,12 @@ class HybridSearcher:
 
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
         times_ms: dict[str, float] = {}
-        query = request.query.encode("utf-8", "replace").decode()
+        query = read_query(request.query.encode("utf-8", "replace").decode())
         candidates = max(CANDIDATES, request.limit)
         matches = NOTHING_ASKED
         vector = None
         async with (
-            self._embedding(query, request) as embedding,
+            self._embedding(query.text, request) as embedding,
             self._snapshots.open(SETTINGS) as snapshot,
         ):
             with stage("search", "scope", times_ms):
@@ -58,9 +60,10 @@ class HybridSearcher:
                 if embedding is not None:
                     self._check_model(scope)
                 allowed = await allowed_chunks(snapshot, scope) if scope.condition else None
+                demands = await find_demands(snapshot, scope, query, allowed, languages_of(scope))
             if request.mode != "vector":
                 with stage("search", "keyword", times_ms):
-                    matches = await find_matches(snapshot, scope, query, allowed)
+                    matches = await find_matches(snapshot, scope, query, allowed, demands)
             best = matches.scores.top(candidates)
             if embedding is None:
                 ranking = rank_by_keyword(best)
@@ -69,7 +72,14 @@ class HybridSearcher:
                     vector = (await embedding)[0]
                 with stage("search", "vector", times_ms):
                     nearest, similar = await find_neighbours(
-                        snapshot, scope, vector, candidates, allowed=allowed, others=best.chunk_ids
+                        snapshot,
+                        scope,
+                        vector,
+                        candidates,
+                        allowed=allowed,
+                        others=best.chunk_ids,
+                        among=demands.among,
+                        without=demands.without,
                     )
                 with stage("search", "fusion", times_ms):
                     if request.mode == "vector":
@@ -83,7 +93,9 @@ class HybridSearcher:
             query_vector=vector,
             query_terms=list(matches.term_counts),
             coverage=matches.coverage(scope.chunks_count),
-            explanation=self._explanation(request, scope, matches, ranking, allowed, times_ms),
+            explanation=self._explanation(
+                request, scope, query, demands, matches, ranking, allowed, times_ms
+            ),
         )
 
     @asynccontextmanager
@@ -117,6 +129,8 @@ class HybridSearcher:
         self,
         request: SearchRequest,
         scope: Scope,
+        query: ParsedQuery,
+        demands: Demands,
         matches: Matches,
         ranking: Ranking,
         allowed: AllowedChunks | None,
@@ -129,6 +143,8 @@ class HybridSearcher:
                 if self._reranker
                 else "not done: no reranker is configured"
             )
+        if demands.is_waived or (request.explain and not query.is_plain):
+            explanation["query"] = demands.explain(query)
         if not request.explain:
             return explanation or None
         chunks_count = scope.chunks_count

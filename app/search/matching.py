@@ -2,17 +2,22 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from app.db.postings import PostingList, read_postings
+from app.db.postings import PostingList, find_beginning, read_postings, united
 from app.db.snapshot import Snapshot
 from app.search.keyword import NO_MATCHES, KeywordScores, inverse_document_frequency, score
+from app.search.phrases import NOTHING_DEMANDED, Demands
+from app.search.query import ParsedQuery
 from app.search.scope import AllowedChunks, Scope
-from app.terms import extract_terms
+from app.terms import extract_terms, fold
 
 DEFAULT_LANGUAGE = "english"
+
+EXPANSIONS = 50
+"""A beginning stands for so many terms of the collections, at most: the most frequent ones."""
 
 THREAD_FROM_POSTINGS = 50_000
 """Scoring fewer takes less than a millisecond, and starting a thread for it would cost more."""
@@ -20,11 +25,15 @@ THREAD_FROM_POSTINGS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """What the keyword leg knows: the query's terms, where they occur, and all scores."""
+    """What the keyword leg knows: the query's terms, where they occur, and all scores.
+
+    A beginning is one term, `config*`; `expansions` says which terms it stands for.
+    """
 
     term_counts: Counter[str]
     postings: dict[str, PostingList]
     scores: KeywordScores
+    expansions: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     def coverage(self, chunks_count: int) -> float:
         """Share (0…1) of the query's IDF mass that occurs in the collections at all."""
@@ -34,13 +43,15 @@ class Matches:
 
     def explain(self, chunks_count: int) -> dict[str, Any]:
         """Of each term: how many passages hold it, and how telling that makes it."""
-        return {
-            term: {
+        explained: dict[str, Any] = {}
+        for term in self.term_counts:
+            explained[term] = {
                 "passages": len(self.postings.get(term, ())),
                 "idf": round(self._idf(term, chunks_count), 4),
             }
-            for term in self.term_counts
-        }
+            if term in self.expansions:
+                explained[term]["stands_for"] = list(self.expansions[term])
+        return explained
 
     def _idf(self, term: str, chunks_count: int) -> float:
         return inverse_document_frequency(chunks_count, len(self.postings.get(term, ())))
@@ -50,13 +61,28 @@ NOTHING_ASKED = Matches(Counter(), {}, NO_MATCHES)
 
 
 async def find_matches(
-    snapshot: Snapshot, scope: Scope, query: str, allowed: AllowedChunks | None
+    snapshot: Snapshot,
+    scope: Scope,
+    query: ParsedQuery,
+    allowed: AllowedChunks | None,
+    demands: Demands = NOTHING_DEMANDED,
 ) -> Matches:
-    """BM25 of all passages of the scope that hold a term of the query."""
-    term_counts = query_terms(query, scope.languages or [DEFAULT_LANGUAGE])
-    if not term_counts:
+    """BM25 of all passages of the scope that hold a term of the query and meet its demands."""
+    languages = languages_of(scope)
+    term_counts = query_terms(query.text, languages)
+    if not (term_counts or query.prefixes):
         return NOTHING_ASKED
-    postings = await read_postings(snapshot, scope.parameters["collection_ids"], list(term_counts))
+    expansions: dict[str, Sequence[str]] = {}
+    for beginning in query.prefixes:
+        # What is begun is no word of its own: it would count twice.
+        term_counts -= query_terms(beginning, languages)
+        expansions[f"{beginning}*"] = await _expand(snapshot, scope, beginning, languages)
+    wanted = {*term_counts, *(term for terms in expansions.values() for term in terms)}
+    postings = await read_postings(snapshot, scope.parameters["collection_ids"], list(wanted))
+    for name, terms in expansions.items():
+        term_counts[name] = 1
+        if known := [postings[term] for term in terms if term in postings]:
+            postings[name] = united(known)
 
     def scored() -> KeywordScores:
         scores = score(
@@ -65,11 +91,30 @@ async def find_matches(
             chunks_count=scope.chunks_count,
             terms_count=scope.terms_count,
         )
-        return scores if allowed is None else scores.where(allowed.holds(scores.chunk_ids))
+        return demands.of(
+            scores if allowed is None else scores.where(allowed.holds(scores.chunk_ids))
+        )
 
     if sum(map(len, postings.values())) < THREAD_FROM_POSTINGS:
-        return Matches(term_counts, postings, scored())
-    return Matches(term_counts, postings, await asyncio.to_thread(scored))
+        scores = scored()
+    else:
+        scores = await asyncio.to_thread(scored)
+    return Matches(term_counts, postings, scores, expansions)
+
+
+async def _expand(
+    snapshot: Snapshot, scope: Scope, beginning: str, languages: Sequence[str]
+) -> list[str]:
+    """Terms that begin so, most frequent first, and those that the beginning has as a word."""
+    found = await find_beginning(
+        snapshot, scope.parameters["collection_ids"], fold(beginning), EXPANSIONS
+    )
+    return list(dict.fromkeys([*found, *query_terms(beginning, languages)]))
+
+
+def languages_of(scope: Scope) -> list[str]:
+    """The languages in which a query is read."""
+    return scope.languages or [DEFAULT_LANGUAGE]
 
 
 def query_terms(query: str, languages: Sequence[str]) -> Counter[str]:

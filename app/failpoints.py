@@ -56,6 +56,14 @@ Place = Literal[
     "postings.merged",
     "vectors.before_index",
     "vectors.index_built",
+    # another embedding model: a round of vectors inside its transaction and after it, all of them
+    # there, the switch inside its transaction and after it, and old vectors on their way out
+    "switch.vectors_written",
+    "switch.round_committed",
+    "switch.filled",
+    "switch.before_commit",
+    "switch.committed",
+    "switch.vectors_dropped",
 ]
 PLACES: tuple[Place, ...] = get_args(Place)
 

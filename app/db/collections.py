@@ -117,17 +117,29 @@ async def ensure_collection(
     return found
 
 
-async def enter_collection(connection: AsyncConnection, collection_id: int) -> None:
+async def enter_collection(connection: AsyncConnection, collection_id: int) -> int:
     """Begin a write into the collection; first thing in every transaction that does.
 
-    Writers share it; only a deletion of the whole collection keeps them out. Raises NotFound when
-    the collection is gone.
+    Gives the id of the model that its passages are embedded with, until the transaction ends.
+    Writers share the collection; only its deletion, and another model that is put in service, keep
+    them out. Raises NotFound when the collection is gone.
     """
-    lock = {"class": _LOCK_CLASS, "collection_id": collection_id}
-    await connection.execute(_ENTER, lock)
+    await connection.execute(_ENTER, {"class": _LOCK_CLASS, "collection_id": collection_id})
+    return await _model_in(connection, collection_id)
+
+
+async def enter_alone(connection: AsyncConnection, collection_id: int) -> int:
+    """The same with no other writer in it."""
+    await connection.execute(_ALONE, {"class": _LOCK_CLASS, "collection_id": collection_id})
+    return await _model_in(connection, collection_id)
+
+
+async def _model_in(connection: AsyncConnection, collection_id: int) -> int:
     # A statement of its own: it has to see what the lock's last holder committed.
-    if (await connection.execute(_EXISTS, {"collection_id": collection_id})).scalar() is None:
+    found = await connection.execute(_MODEL, {"collection_id": collection_id})
+    if (model_id := found.scalar()) is None:
         raise NotFound("The collection was deleted.")
+    return int(model_id)
 
 
 async def count_change(
@@ -202,7 +214,7 @@ _CREATE = text(
     """
 ).bindparams(bindparam("settings", type_=JSONB))
 _ENTER = text("SELECT pg_advisory_xact_lock_shared(:class, :collection_id)")
-_EXISTS = text("SELECT 1 FROM collections WHERE id = :collection_id")
+_MODEL = text("SELECT embedding_model_id FROM collections WHERE id = :collection_id")
 _COUNT = text(
     """
     UPDATE collections SET generation = generation + 1,

@@ -1,6 +1,7 @@
 """Stored vectors, and the models that made them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,22 @@ _REGISTRATION = 0x6D6F6465
 """The advisory lock of whoever registers a model."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model as it was registered; `location` is the folder it was found in, unless bundled."""
+
+    id: int
+    name: str
+    digest: str
+    dimensions: int
+    location: str | None
+
+
+async def read_model(connection: AsyncConnection, model_id: int) -> StoredModel:
+    found = await connection.execute(_MODEL, {"model_id": model_id})
+    return StoredModel(*found.one())
+
+
 async def find_model(connection: AsyncConnection, digest: str) -> int | None:
     """The id of the model with this digest; None when it never was registered here."""
     known = await connection.execute(_MODEL_ID, {"digest": digest})
@@ -23,7 +40,12 @@ async def find_model(connection: AsyncConnection, digest: str) -> int | None:
 
 
 async def register_model(
-    connection: AsyncConnection, *, name: str, digest: str, dimensions: int
+    connection: AsyncConnection,
+    *,
+    name: str,
+    digest: str,
+    dimensions: int,
+    location: str | None = None,
 ) -> int:
     """The id of the model with this digest; its row and partition are made if they are new.
 
@@ -36,7 +58,8 @@ async def register_model(
     if (known := await find_model(connection, digest)) is not None:
         return known
     inserted = await connection.execute(
-        _INSERT_MODEL, {"name": name, "digest": digest, "dimensions": dimensions}
+        _INSERT_MODEL,
+        {"name": name, "digest": digest, "dimensions": dimensions, "location": location},
     )
     model_id = int(inserted.scalar_one())
     await make_partition(connection, model_id, dimensions)
@@ -45,10 +68,13 @@ async def register_model(
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:lock)")
 _MODEL_ID = text("SELECT id FROM embedding_models WHERE digest = :digest")
+_MODEL = text(
+    "SELECT id, name, digest, dimensions, location FROM embedding_models WHERE id = :model_id"
+)
 _INSERT_MODEL = text(
     """
-    INSERT INTO embedding_models (name, digest, dimensions)
-    VALUES (:name, :digest, :dimensions) RETURNING id
+    INSERT INTO embedding_models (name, digest, dimensions, location)
+    VALUES (:name, :digest, :dimensions, :location) RETURNING id
     """
 )
 

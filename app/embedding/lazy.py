@@ -7,7 +7,7 @@ from threading import Lock
 from app.config import Settings
 from app.embedding.base import TextKind, TokenEmbedder, Tokenizer, TokenVectors, Vectors
 from app.embedding.loading import open_embedder
-from app.embedding.model_folder import locate_model, model_digest
+from app.embedding.model_folder import identify
 
 
 class LazyEmbedder:
@@ -19,7 +19,7 @@ class LazyEmbedder:
 
     def __init__(self, settings: Settings) -> None:
         self.name = settings.embedding_model
-        self.digest = model_digest(locate_model(self.name))
+        self.digest = identify(self.name).digest
         self._settings = settings
         self._loading = Lock()
 

@@ -11,7 +11,7 @@ import structlog
 import app
 from app.config import Settings
 from app.embedding.base import TokenEmbedder
-from app.embedding.model_folder import locate_model, model_digest
+from app.embedding.model_folder import INT8, ModelIdentity, identify
 from app.embedding.onnx import OnnxEmbedder
 from app.embedding.sentence_transformer import SentenceTransformerEmbedder
 from app.errors import EmbeddingUnavailable
@@ -35,24 +35,38 @@ def open_embedder(settings: Settings, *, threads: int | None = None) -> TokenEmb
     `threads` bounds the cores that one call of `embed` uses (default: all that this process may).
     Raises EmbeddingUnavailable when the model is not there or cannot be loaded.
     """
-    name = settings.embedding_model
-    folder = locate_model(name)
-    digest = model_digest(folder)
+    return open_model(settings, identify(settings.embedding_model), threads=threads)
+
+
+def open_model(
+    settings: Settings, model: ModelIdentity, *, threads: int | None = None
+) -> TokenEmbedder:
+    """The same for a model that need not be the configured one."""
+    cores = threads or usable_cores()
+    if model.is_int8:
+        # Nothing else computes in integers, whatever runtime the settings ask for.
+        try:
+            return _open_exported(settings, model, cores)
+        except _NoExport as reason:
+            raise EmbeddingUnavailable(
+                f"The embedding model {model.name} cannot be made: {reason}.",
+                hint=f"Use it without {INT8}.",
+            ) from reason
     if settings.embedding_runtime != "torch":
         try:
-            embedder = _open_exported(settings, folder, digest, threads or usable_cores())
+            embedder = _open_exported(settings, model, cores)
         except _NoExport as reason:
             if settings.embedding_runtime == "onnx":
                 raise EmbeddingUnavailable(
-                    f"The embedding model {name} cannot run on onnxruntime: {reason}.",
+                    f"The embedding model {model.name} cannot run on onnxruntime: {reason}.",
                     hint="Set FOOTNOTE_EMBEDDING_RUNTIME=auto to let torch run it.",
                 ) from reason
-            log.warning("embedding_runs_on_torch", model=name, reason=str(reason))
+            log.warning("embedding_runs_on_torch", model=model.name, reason=str(reason))
             DEGRADED.labels("embedding").set(1)
         else:
             DEGRADED.labels("embedding").set(0)
             return embedder
-    return SentenceTransformerEmbedder(folder, name=name, digest=digest)
+    return SentenceTransformerEmbedder(model.folder, name=model.name, digest=model.digest)
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -68,35 +82,47 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         return cores
 
 
-def _open_exported(settings: Settings, folder: Path, digest: str, threads: int) -> OnnxEmbedder:
-    target = settings.model_cache / digest / EXPORT_FORMAT
+def _open_exported(settings: Settings, model: ModelIdentity, threads: int) -> OnnxEmbedder:
+    target = _export_folder(settings, model.digest)
     if target.is_dir():
         try:
-            return _open(settings, target, digest, threads)
+            return _open(settings, target, model, threads)
         except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
             log.warning("embedding_export_damaged", path=str(target), reason=str(error))
             shutil.rmtree(target, ignore_errors=True)
-    log.info("embedding_export_started", model=settings.embedding_model)
-    _export(folder, target)
+    log.info("embedding_export_started", model=model.name)
+    exact = _export_folder(settings, model.weights_digest)
+    if not exact.is_dir():
+        _export(model.folder, exact)
+    if model.is_int8:
+        _run_child("app.embedding.int8", exact, target)
     try:
-        return _open(settings, target, digest, threads)
+        return _open(settings, target, model, threads)
     except Exception as error:
         raise _NoExport(f"its export cannot be opened: {error}") from error
 
 
-def _open(settings: Settings, target: Path, digest: str, threads: int) -> OnnxEmbedder:
+def _export_folder(settings: Settings, digest: str) -> Path:
+    return settings.model_cache / digest / EXPORT_FORMAT
+
+
+def _open(settings: Settings, target: Path, model: ModelIdentity, threads: int) -> OnnxEmbedder:
     return OnnxEmbedder(
         target,
-        name=settings.embedding_model,
-        digest=digest,
+        name=model.name,
+        digest=model.digest,
         threads=threads,
         batch_tokens=settings.embedding_batch_tokens,
     )
 
 
 def _export(folder: Path, target: Path) -> None:
+    _run_child("app.embedding.onnx_export", folder, target)
+
+
+def _run_child(module: str, source: Path, target: Path) -> None:
     """Export in a child process: the memory of torch goes with it, and so does a crash in it."""
-    command = [sys.executable, "-P", "-m", "app.embedding.onnx_export", str(folder), str(target)]
+    command = [sys.executable, "-P", "-m", module, str(source), str(target)]
     # The child must find this very package, whatever lies in the working directory.
     path = [str(Path(app.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,6 +11,13 @@ from app.config import BUNDLED_MODEL
 from app.errors import EmbeddingUnavailable
 
 BUNDLED_NAMES = frozenset({BUNDLED_MODEL, f"sentence-transformers/{BUNDLED_MODEL}"})
+
+INT8 = "#int8"
+"""Behind a model's name it means the same model computed in 8-bit integers, which is another model:
+its vectors are its own, and so is its digest."""
+
+INT8_FORMAT = "int8-1"
+"""Changes with how the weights are rounded, and so do the vectors then."""
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 CONFIGURATIONS = (
@@ -31,6 +39,41 @@ VOCABULARIES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """A model as it is found on this machine; `weights_digest` is that of its folder's files."""
+
+    name: str
+    folder: Path
+    weights_digest: str
+
+    @property
+    def is_int8(self) -> bool:
+        return self.name.endswith(INT8)
+
+    @property
+    def digest(self) -> str:
+        """Equal digests give equal vectors."""
+        if not self.is_int8:
+            return self.weights_digest
+        return hashlib.sha256(f"{self.weights_digest}\0{INT8_FORMAT}".encode()).hexdigest()
+
+    @property
+    def location(self) -> str | None:
+        """Where to look for it when its name leads nowhere; the bundled one is always there."""
+        is_bundled = self.name.removesuffix(INT8) in BUNDLED_NAMES
+        return None if is_bundled else str(self.folder)
+
+
+def identify(name: str, folder: Path | None = None) -> ModelIdentity:
+    """The model of this name, in this folder if one is given; reads its files for the digest.
+
+    Raises EmbeddingUnavailable as `locate_model` does.
+    """
+    found = folder or locate_model(name)
+    return ModelIdentity(name, found, model_digest(found))
+
+
 def locate_model(name: str) -> Path:
     """The folder of a model: bundled, at a path, in the local cache, or downloaded into it.
 
@@ -39,7 +82,7 @@ def locate_model(name: str) -> Path:
 
     Raises EmbeddingUnavailable when the model is not there or has no safetensors weights.
     """
-    folder = _find(name)
+    folder = _find(name.removesuffix(INT8))
     unsafe = sorted(
         str(part.relative_to(folder))
         for part in _module_folders(folder)

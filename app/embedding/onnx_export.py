@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,16 @@ class ExportRefused(Exception):
 def export_model(model: Path, target: Path) -> None:
     """Write the export of `model` as the folder `target`, unless it is there already.
 
+    Raises ExportRefused, and EmbeddingUnavailable when torch has no use for the model either.
+    """
+    write_once(target, lambda folder: _write(model, folder))
+
+
+def write_once(target: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a folder that becomes `target`, unless that is there already.
+
     Several processes may start this at once: one works, the others wait for it. `target` appears
-    whole or not at all. Raises ExportRefused, and EmbeddingUnavailable when torch has no use for
-    the model either.
+    whole or not at all.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f"{target.name}.lock").open("w") as lock:
@@ -69,7 +77,7 @@ def export_model(model: Path, target: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=target.parent))
         try:
-            _write(model, partial)
+            write(partial)
             partial.chmod(0o755)
             partial.rename(target)
         finally:

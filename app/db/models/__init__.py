@@ -5,6 +5,7 @@ from app.db.models.conversations import Conversation, ConversationMessage, Feedb
 from app.db.models.documents import Blob, Collection, Document, DocumentVersion, IdempotencyKey
 from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting
 from app.db.models.sources import RegisteredSource
+from app.db.models.switches import ModelSwitch
 
 __all__ = [
     "ApiKey",
@@ -19,6 +20,7 @@ __all__ = [
     "EmbeddingModel",
     "Feedback",
     "IdempotencyKey",
+    "ModelSwitch",
     "Posting",
     "RegisteredSource",
     "Tenant",

@@ -26,7 +26,11 @@ from app.db.base import Base, BigId, CreatedAt, Sha256
 
 
 class EmbeddingModel(Base):
-    """A model whose vectors are stored; `digest` says exactly which weights made them."""
+    """A model whose vectors are stored; `digest` says exactly which weights made them.
+
+    `name` is as it was configured, `location` the folder that it was found in then; None for the
+    bundled one, whose folder moves with the installation.
+    """
 
     __tablename__ = "embedding_models"
     __table_args__ = (UniqueConstraint("digest"),)
@@ -35,6 +39,7 @@ class EmbeddingModel(Base):
     name: Mapped[str] = mapped_column(Text)
     digest: Mapped[str] = mapped_column(Text)
     dimensions: Mapped[int] = mapped_column(Integer)
+    location: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[CreatedAt]
 
 

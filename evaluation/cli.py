@@ -1,37 +1,22 @@
-"""`footnote eval`: how well does a running Footnote find, by judged questions."""
+"""`footnote eval`: how well does a running Footnote find and answer, by judged questions."""
 
 import asyncio
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+
+from evaluation.options import ApiKey, AsJson, Seed, Url, address, progress
+from evaluation.run_command import run_sets
 
 if TYPE_CHECKING:
     from evaluation.answers import Row
-    from evaluation.run import Outcome, Tell
-
-
-class Mode(StrEnum):
-    HYBRID = "hybrid"
-    VECTOR = "vector"
-    KEYWORD = "keyword"
-
 
 app = typer.Typer(help="Measure how well a running Footnote finds.", no_args_is_help=True)
+app.command("run")(run_sets)
 
 
 @app.callback()
@@ -39,76 +24,22 @@ def commands() -> None:
     """Measure how well a running Footnote finds."""
 
 
-@app.command("run")
-def run_datasets(
-    datasets: Annotated[
-        list[Path],
-        typer.Argument(help="Folders with corpus.jsonl, queries.jsonl and qrels/.", metavar="DIR…"),
-    ],
-    url: Annotated[
-        str, typer.Option(help="The service's address.", metavar="URL")
-    ] = "http://127.0.0.1:8008",
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="FOOTNOTE_API_KEY", help="An API key.", metavar="KEY"),
-    ] = None,
-    mode: Annotated[
-        list[Mode] | None,
-        typer.Option(help="Only this mode; may be repeated.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which of the judgements in qrels/.")] = "test",
-    results: Annotated[
-        Path | None,
-        typer.Option(help="Write DIR/NAME.json for each dataset.", metavar="DIR"),
-    ] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the collections that are made.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Ingest datasets into collections of their own, search them in each mode, and measure.
-
-    A document scores as its best passage does. Everything goes through the HTTP API, as it would
-    for any client.
-    """
-    from evaluation.report import (  # noqa: PLC0415 - `footnote` loads this file for every command
-        outcome_record,
-        outcome_table,
-        write_record,
-    )
-
-    modes = [one.value for one in mode or Mode]
-    outcomes = asyncio.run(_run_all(datasets, split, url, api_key, modes, keep, as_json))
-    if results is not None:
-        for outcome in outcomes:
-            write_record(outcome, results)
-    if as_json:
-        typer.echo(json.dumps({"outcomes": [outcome_record(outcome) for outcome in outcomes]}))
-    else:
-        Console().print(outcome_table(outcomes))
-
-
 @app.command("answers")
 def ask_questions(
     sets: Annotated[
         list[Path],
-        typer.Argument(help="Folders as for `run`, or files in the form of SQuAD.", metavar="SET…"),
+        typer.Argument(help="Folders or files, as for `run`.", metavar="SET…"),
     ],
-    url: Annotated[
-        str, typer.Option(help="The service's address.", metavar="URL")
-    ] = "http://127.0.0.1:8008",
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="FOOTNOTE_API_KEY", help="An API key.", metavar="KEY"),
-    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
     questions: Annotated[int, typer.Option(help="How many of each set, at most.", min=1)] = 100,
-    seed: Annotated[int, typer.Option(help="Which of them.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Ask each set's questions of its own documents and of the others': answered, or declined?"""
-    from evaluation.answers import answers_table  # noqa: PLC0415 - as above
+    from evaluation.answers import answers_table  # noqa: PLC0415 - heavy, for every command
 
-    rows = asyncio.run(_ask_all(sets, url, api_key, questions, seed, as_json))
+    rows = asyncio.run(_ask_all(sets, address(url), api_key, questions, seed, as_json))
     if as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
     else:
@@ -128,7 +59,7 @@ def compare_chunking(
     results: Annotated[
         Path | None, typer.Option(help="Write DIR/chunking.json.", metavar="DIR")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the passages that texts are cut into, by the evidence found in the best five.
 
@@ -147,7 +78,7 @@ def compare_chunking(
     corpora, questions = load_evidence(folder, limit)
     settings = load_settings()
     embedder = open_embedder(settings)
-    with _progress("passages", is_quiet=as_json) as tell:
+    with progress("passages", is_quiet=as_json) as tell:
         found = compare(embedder, Chunking(settings.chunk_tokens), corpora, questions, tell)
     record = {
         "questions": len(questions),
@@ -172,47 +103,5 @@ async def _ask_all(
 
     sets = [load_questions(path) for path in paths]
     async with open_service(url, api_key) as service:
-        with _progress("answers", is_quiet=is_quiet) as tell:
+        with progress("answers", is_quiet=is_quiet) as tell:
             return await measure_answers(service, sets, questions, seed, tell)
-
-
-async def _run_all(
-    folders: list[Path],
-    split: str,
-    url: str,
-    api_key: str | None,
-    modes: list[str],
-    keep: bool,
-    is_quiet: bool,
-) -> "list[Outcome]":
-    from evaluation.datasets import load_dataset  # noqa: PLC0415 - as above
-    from evaluation.run import run  # noqa: PLC0415 - as above
-    from evaluation.service import open_service  # noqa: PLC0415 - as above
-
-    datasets = [load_dataset(folder, split) for folder in folders]
-    outcomes: list[Outcome] = []
-    async with open_service(url, api_key) as service:
-        for dataset in datasets:
-            with _progress(dataset.name, is_quiet=is_quiet) as tell:
-                outcomes.append(await run(service, dataset, modes, tell, keep=keep))
-    return outcomes
-
-
-@contextmanager
-def _progress(name: str, *, is_quiet: bool) -> "Generator[Tell]":
-    """A bar for each step of a run."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=is_quiet) as progress:
-        steps: dict[str, TaskID] = {}
-
-        def tell(step: str, done: int, total: int) -> None:
-            if step not in steps:
-                steps[step] = progress.add_task(f"{name}: {step}")
-            progress.update(steps[step], completed=done, total=total)
-
-        yield tell

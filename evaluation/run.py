@@ -1,20 +1,33 @@
-"""One dataset through a running service: ingested as files, searched in every mode, measured."""
+"""Questions through a running service: asked in every mode, timed, judged and measured."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from time import monotonic
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
+from typing import Any, TypeVar
 
-from app.errors import FootnoteError, StartupError
-from evaluation.datasets import Dataset
-from evaluation.metrics import best_passages, measure
+from app.errors import FootnoteError, InvalidInput, StartupError
+from evaluation.datasets import Dataset, Judgements, limited
+from evaluation.judging import DatasetJudge, GoldenJudge, Hit, Judge
+from evaluation.metrics import fuse_ranks, score_questions
+from evaluation.questions import GoldenSet
 from evaluation.service import Service
 
 UPLOADS_AT_ONCE = 4
 SEARCHES_AT_ONCE = 4
 POLL_SECONDS = 1.0
 STALL_SECONDS = 300.0
+
+MODES = ("keyword", "vector", "hybrid", "rerank")
+"""What is asked of the service; `rerank` is hybrid with the service's reranker."""
+
+RRF = "rrf"
+"""Computed here, from the rankings of both legs, to compare with."""
+
+TIMED_LIMIT = 10
+"""Hits that are asked for where time is taken, as a client usually would."""
+
+SHOWN_HITS = 3
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,50 +37,172 @@ Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a set. `timed` questions are asked one by one, for their time."""
+
+    modes: Sequence[str] = MODES
+    limit: int | None = None
+    timed: int = 100
+    seed: int = 0
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    title: str
+    text: str
+    relevant: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """`metrics` by mode and measure; `failed` documents could not be ingested."""
+    """What was found for every question. `failed` documents could not be ingested.
+
+    `rankings` and `scores` are by mode, the scores by measure and in the order of the questions.
+    `times_ms` are what a client waited. `expected` and `found` are for people: what each question
+    should have found, and its first hits in the best mode that was asked.
+    """
 
     dataset: str
     documents: int
     failed: int
     passages: int
-    queries: int
     embedding_model: str
     version: str
-    metrics: dict[str, dict[str, float]]
+    setup: dict[str, Any]
+    questions: dict[str, str]
+    judgements: Judgements
+    rankings: dict[str, dict[str, list[str]]]
+    scores: dict[str, dict[str, list[float]]]
+    times_ms: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    expected: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    found: dict[str, list[Found]] = field(default_factory=dict[str, list[Found]])
+    seed: int = 0
+
+    @property
+    def main_mode(self) -> str:
+        """The mode that stands for the whole: the last of those that were asked."""
+        return [mode for mode in MODES if mode in self.rankings][-1]
 
 
-async def run(
-    service: Service, dataset: Dataset, modes: Sequence[str], tell: Tell, *, keep: bool = False
-) -> Outcome:
-    """Ingest, search and measure; the collection made for it is deleted afterwards."""
-    version = await service.version()
-    async with service.temporary_collection(keep=keep) as name:
+async def run(service: Service, dataset: Dataset, plan: Plan, tell: Tell) -> Outcome:
+    """Ingest a set into a collection of its own, ask and measure; then delete the collection."""
+    async with service.temporary_collection(keep=plan.keep) as name:
         names = await ingest(service, name, dataset, tell)
-        metrics: dict[str, dict[str, float]] = {}
-        for mode in modes:
+        judge = DatasetJudge(dataset, names)
+        queries = limited(dataset.queries, plan.limit, plan.seed)
+        return await ask_all(
+            service, dataset.name, name, queries, judge, plan, tell, len(dataset.documents)
+        )
 
-            async def search(query: tuple[str, str], mode: str = mode) -> dict[str, float]:
-                hits = await service.search(name, query[1], mode)
-                return best_passages((names[hit["document_id"]], hit["score"]) for hit in hits)
 
-            found = await each(
-                dataset.queries.items(), search, SEARCHES_AT_ONCE, tell, f"search, {mode}"
-            )
-            metrics[mode] = measure(
-                dataset.judgements, dict(zip(dataset.queries, found, strict=True))
-            )
-        collection = await service.collection(name)
+async def run_golden(
+    service: Service, golden: GoldenSet, collection: str, plan: Plan, tell: Tell
+) -> Outcome:
+    """Ask questions about the documents that a collection holds already."""
+    await service.collection(collection)
+    queries = {one.id: one.text for one in golden.questions if one.expected}
+    queries = limited(queries, plan.limit, plan.seed)
+    judge = GoldenJudge(golden, queries, await service.documents(collection))
+    return await ask_all(service, golden.name, collection, queries, judge, plan, tell)
+
+
+async def ask_all(
+    service: Service,
+    name: str,
+    collection: str,
+    queries: Mapping[str, str],
+    judge: Judge,
+    plan: Plan,
+    tell: Tell,
+    documents: int | None = None,
+) -> Outcome:
+    """Ask every query in every mode; `documents` were given, if that is known."""
+    if not queries:
+        raise InvalidInput(f"{name} asks for nothing that could be found.", hint="Add questions.")
+    setup = await service.setup(collection, next(iter(queries.values())))
+    modes = [one for one in plan.modes if one != "rerank" or setup["reranker"]]
+    if not modes:
+        raise InvalidInput(
+            "The service has no reranker.",
+            hint="Set FOOTNOTE_RERANKER, or leave out --mode rerank.",
+        )
+    times_ms = await _time(service, collection, queries, modes, plan, tell)
+
+    async def search(query: tuple[str, str]) -> "_Asked":
+        hits = {mode: await service.search(collection, query[1], mode) for mode in modes}
+        return _judge(query[0], hits, judge)
+
+    asked = await each(queries.items(), search, SEARCHES_AT_ONCE, tell, "search")
+    found = dict(zip(queries, asked, strict=True))
+    judgements = {query_id: judge.judgements[query_id] for query_id in queries}
+    rankings = {
+        mode: {query_id: one.rankings[mode] for query_id, one in found.items()}
+        for mode in asked[0].rankings
+    }
+    held = await service.collection(collection)
+    given = held["documents"] if documents is None else documents
     return Outcome(
-        dataset=dataset.name,
-        documents=len(dataset.documents),
-        failed=len(dataset.documents) - collection["documents"],
-        passages=collection["chunks"],
-        queries=len(dataset.queries),
-        embedding_model=collection["embedding_model"],
-        version=version,
-        metrics=metrics,
+        dataset=name,
+        documents=given,
+        failed=given - held["documents"],
+        passages=held["chunks"],
+        embedding_model=held["embedding_model"],
+        version=await service.version(),
+        setup=setup,
+        questions=dict(queries),
+        judgements=judgements,
+        rankings=rankings,
+        scores={mode: score_questions(judgements, run) for mode, run in rankings.items()},
+        times_ms=times_ms,
+        expected={query_id: judge.expected(query_id) for query_id in queries},
+        found={query_id: one.first for query_id, one in found.items()},
+        seed=plan.seed,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    rankings: dict[str, list[str]]
+    first: list[Found]
+
+
+def _judge(query_id: str, hits: Mapping[str, Sequence[Hit]], judge: Judge) -> _Asked:
+    """The rankings of one query in every mode, and by rank fusion where both legs were asked."""
+    rankings = {mode: judge.units(query_id, found) for mode, found in hits.items()}
+    if "keyword" in hits and "vector" in hits:
+        legs = [hits["keyword"], hits["vector"]]
+        by_id = {hit["chunk_id"]: hit for leg in legs for hit in leg}
+        order = fuse_ranks([hit["chunk_id"] for hit in leg] for leg in legs)
+        rankings[RRF] = judge.units(query_id, [by_id[chunk_id] for chunk_id in order])
+    best = hits[[mode for mode in MODES if mode in hits][-1]]
+    first = [
+        Found(str(hit["title"]), " ".join(hit["text"].split()), judge.is_relevant(query_id, hit))
+        for hit in best[:SHOWN_HITS]
+    ]
+    return _Asked(rankings, first)
+
+
+async def _time(
+    service: Service,
+    collection: str,
+    queries: Mapping[str, str],
+    modes: Sequence[str],
+    plan: Plan,
+    tell: Tell,
+) -> dict[str, list[float]]:
+    """Milliseconds of each query in each mode, one after the other; a first one is not counted."""
+    timed = list(limited(queries, plan.timed, plan.seed).values())
+    times: dict[str, list[float]] = {}
+    for mode in modes if timed else ():
+        await service.search(collection, timed[0], mode, TIMED_LIMIT)
+        times[mode] = []
+        for number, query in enumerate(timed, 1):
+            started = perf_counter()
+            await service.search(collection, query, mode, TIMED_LIMIT)
+            times[mode].append((perf_counter() - started) * 1000)
+            tell(f"time, {mode}", number, len(timed))
+    return times
 
 
 async def ingest(service: Service, name: str, dataset: Dataset, tell: Tell) -> dict[str, str]:

@@ -4,15 +4,16 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx
 
-from app.errors import StartupError
+from app.errors import InvalidInput, StartupError
 from evaluation.datasets import Document
 
 HITS_MAX = 200
+PAGE_SIZE = 100
 ATTEMPTS = 60
 
 
@@ -51,23 +52,61 @@ class Service:
 
     async def count(self, collection: str, status: str) -> int:
         """How many documents have this status."""
-        counted, cursor = 0, None
+        return len(await self.documents(collection, status))
+
+    async def documents(self, collection: str, status: str | None = None) -> list[dict[str, Any]]:
+        """What is known of the collection's documents, of all or of those with a status."""
+        query: dict[str, Any] = {"collection": collection, "limit": PAGE_SIZE}
+        query |= {"status": status} if status else {}
+        documents: list[dict[str, Any]] = []
         while True:
-            query = {"collection": collection, "status": status, "limit": 100}
-            page = await self._call(
-                "GET", "/api/documents", params=query | ({"cursor": cursor} if cursor else {})
-            )
-            counted += len(page["documents"])
+            page = await self._call("GET", "/api/documents", params=query)
+            documents += page["documents"]
             if (cursor := page["next_cursor"]) is None:
-                return counted
+                return documents
+            query["cursor"] = cursor
 
     async def collection(self, name: str) -> dict[str, Any]:
-        listed = await self._call("GET", "/api/collections")
-        return next(one for one in listed["collections"] if one["name"] == name)
+        listed = (await self._call("GET", "/api/collections"))["collections"]
+        for one in listed:
+            if one["name"] == name:
+                return one
+        raise InvalidInput(
+            f"There is no collection {name}.",
+            hint=f"There are: {', '.join(one['name'] for one in listed) or 'none'}.",
+        )
 
-    async def search(self, collection: str, query: str, mode: str) -> list[dict[str, Any]]:
-        body = {"query": query, "collection": collection, "mode": mode, "limit": HITS_MAX}
-        return (await self._call("POST", "/api/search", json=body))["hits"]
+    async def search(
+        self,
+        collection: str,
+        query: str,
+        mode: str,
+        limit: int = HITS_MAX,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """Hits, best first; the mode `rerank` is hybrid with the service's reranker."""
+        return (await self.searched(collection, query, mode, limit, **options))["hits"]
+
+    async def searched(
+        self, collection: str, query: str, mode: str, limit: int, **options: Any
+    ) -> dict[str, Any]:
+        """The whole reply to a search."""
+        body: dict[str, Any] = {"query": query, "collection": collection, "limit": limit}
+        body |= {"mode": "hybrid", "rerank": True} if mode == "rerank" else {"mode": mode}
+        return await self._call("POST", "/api/search", json=body | options)
+
+    async def setup(self, collection: str, query: str) -> dict[str, Any]:
+        """What takes part in a search: models, weights, the collection's own settings."""
+        health = await self._call("GET", "/health")
+        found = await self.searched(collection, query, "rerank", 1, explain=True)
+        explanation: dict[str, Any] = found.get("explanation") or {}
+        return {
+            "runtime": health.get("checks", {}).get("embedding", {}).get("runtime"),
+            "weights": explanation.get("weights"),
+            "reranker": _reranker(explanation.get("rerank")),
+            "settings": (await self.collection(collection)).get("settings") or {},
+            "cache": found.get("cache"),
+        }
 
     async def ask(
         self, collection: str, question: str, history: Sequence[tuple[str, str]] = ()
@@ -103,6 +142,14 @@ class Service:
             f"{method} {path} was refused {ATTEMPTS} times, because the service is busy.",
             hint="Evaluate a service that has nothing else to do.",
         )
+
+
+def _reranker(told: Any) -> str | None:
+    """Which reranker ran, from what the explanation of a search says of it."""
+    if isinstance(told, dict):
+        name = cast("dict[str, Any]", told).get("model")
+        return str(name) if name else None
+    return None
 
 
 @asynccontextmanager

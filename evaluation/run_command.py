@@ -1,0 +1,224 @@
+"""`footnote eval run`: ask judged questions, measure, compare, report, and say whether it will do."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.commands.output import console
+from app.errors import InvalidInput
+from evaluation.options import ApiKey, AsJson, Seed, Url, address, progress
+
+if TYPE_CHECKING:
+    from evaluation.baseline import Change
+    from evaluation.run import Outcome, Plan
+
+NOT_GOOD_ENOUGH = 1
+
+
+class Mode(StrEnum):
+    KEYWORD = "keyword"
+    VECTOR = "vector"
+    HYBRID = "hybrid"
+    RERANK = "rerank"
+
+
+def run_sets(
+    sets: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders with corpus.jsonl, queries.jsonl and qrels/, or files in the form of"
+            " SQuAD: each is ingested into a collection of its own.",
+            metavar="SET…",
+            show_default=False,
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own questions (CSV or JSONL) about a collection that is there.",
+            metavar="FILE",
+        ),
+    ] = None,
+    collection: Annotated[
+        str, typer.Option(help="The collection that --questions are about.", metavar="NAME")
+    ] = "default",
+    url: Url = None,
+    api_key: ApiKey = None,
+    mode: Annotated[
+        list[Mode] | None,
+        typer.Option(help="Only this mode; may be repeated.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which of the judgements in qrels/; `test` if there are several."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Draw this many questions of each set.", min=1, metavar="N"),
+    ] = None,
+    timed: Annotated[
+        int,
+        typer.Option(help="Questions that are asked one by one, for their time.", min=0),
+    ] = 100,
+    seed: Seed = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with plots.", metavar="FILE.html")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Keep all values, to compare with later.", metavar="FILE")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Compare with what was saved.", metavar="FILE")
+    ] = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="End with exit code 1 when a measure is further than this below the baseline, and"
+            " not by chance: 0.01 for each of them, nDCG@10=0.01 for one. May be repeated.",
+            metavar="[MEASURE=]VALUE",
+        ),
+    ] = None,
+    fail_below: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="End with exit code 1 when the measure is below; may be repeated.",
+            metavar="MEASURE=VALUE",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="--max-drop counts drops that may be chance as well.")
+    ] = False,
+    results: Annotated[
+        Path | None, typer.Option(help="Write DIR/NAME.json for each set.", metavar="DIR")
+    ] = None,
+    trec: Annotated[
+        Path | None,
+        typer.Option(help="Write rankings and judgements for trec_eval.", metavar="DIR"),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the collections that are made.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask judged questions in each mode, and measure what is found and how long it takes.
+
+    Everything goes through the HTTP API, as it would for any client. Every value comes with the
+    interval that holds it in 95 % of 10,000 draws of the questions.
+    """
+    from evaluation.baseline import (  # noqa: PLC0415 - `footnote` loads this for every command
+        changes,
+        failures,
+        load,
+        read_gate,
+    )
+    from evaluation.records import outcome_record  # noqa: PLC0415 - as above
+    from evaluation.run import MODES, Plan  # noqa: PLC0415 - as above
+
+    if not sets and questions is None:
+        raise InvalidInput(
+            "There is nothing to measure.", hint="Name a set, or your own --questions."
+        )
+    gate = read_gate(fail_below or (), max_drop or (), strict=strict)
+    if gate.drops and baseline is None:
+        raise InvalidInput("--max-drop is of nothing.", hint="Name the --baseline to compare with.")
+    saved = load(baseline) if baseline else None
+    modes = tuple(one for one in MODES if one in mode) if mode else MODES
+    plan = Plan(modes=modes, limit=limit, timed=timed, seed=seed, keep=keep)
+    outcomes = asyncio.run(
+        _run_all(sets or [], split, questions, collection, address(url), api_key, plan, as_json)
+    )
+    since = [changes(one, saved) if saved is not None else [] for one in outcomes]
+    _write(outcomes, since, report, save, results, trec)
+    failed = [
+        line
+        for outcome, change in zip(outcomes, since, strict=True)
+        for line in failures(outcome, change, gate)
+    ]
+    if as_json:
+        found = [
+            outcome_record(outcome) | {"since_baseline": _change_record(change)}
+            for outcome, change in zip(outcomes, since, strict=True)
+        ]
+        typer.echo(json.dumps({"outcomes": found, "failures": failed}, ensure_ascii=False))
+    else:
+        _print(outcomes, since)
+    for line in failed:
+        typer.secho(f"Failed: {line}", err=True, fg="red")
+    if failed:
+        raise typer.Exit(NOT_GOOD_ENOUGH)
+
+
+def _print(outcomes: "Sequence[Outcome]", since: "Sequence[Sequence[Change]]") -> None:
+    from evaluation.report import change_table, outcome_tables  # noqa: PLC0415 - as above
+
+    out = console()
+    tables = [table for outcome in outcomes for table in outcome_tables(outcome)]
+    if any(since):
+        tables.append(change_table([one for changed in since for one in changed]))
+    for table in tables:
+        out.print(table, "")
+
+
+def _write(
+    outcomes: "Sequence[Outcome]",
+    since: "Sequence[Sequence[Change]]",
+    report: Path | None,
+    save: Path | None,
+    results: Path | None,
+    trec: Path | None,
+) -> None:
+    from evaluation.baseline import save as save_outcomes  # noqa: PLC0415 - as above
+    from evaluation.page import write_page  # noqa: PLC0415 - as above
+    from evaluation.records import write_record  # noqa: PLC0415 - as above
+    from evaluation.trec import export  # noqa: PLC0415 - as above
+
+    for outcome in outcomes:
+        if results is not None:
+            write_record(outcome, results)
+        if trec is not None:
+            export(outcome, trec)
+    if save is not None:
+        save_outcomes(outcomes, save)
+    if report is not None:
+        write_page(outcomes, since, report)
+
+
+def _change_record(changes: "Sequence[Change]") -> dict[str, object]:
+    return {
+        change.mode: {name: value.record() for name, value in change.values.items()}
+        for change in changes
+    }
+
+
+async def _run_all(
+    paths: Sequence[Path],
+    split: str | None,
+    questions: Path | None,
+    collection: str,
+    url: str,
+    api_key: str | None,
+    plan: "Plan",
+    is_quiet: bool,
+) -> "list[Outcome]":
+    """The sets in their order, then the questions; everything is read before anything is asked."""
+    from evaluation.datasets import load_dataset  # noqa: PLC0415 - as above
+    from evaluation.questions import load_golden_set  # noqa: PLC0415 - as above
+    from evaluation.run import run, run_golden  # noqa: PLC0415 - as above
+    from evaluation.service import open_service  # noqa: PLC0415 - as above
+
+    datasets = [load_dataset(path, split) for path in paths]
+    golden = load_golden_set(questions) if questions is not None else None
+    outcomes: list[Outcome] = []
+    async with open_service(url, api_key) as service:
+        for dataset in datasets:
+            with progress(dataset.name, is_quiet=is_quiet) as tell:
+                outcomes.append(await run(service, dataset, plan, tell))
+        if golden is not None:
+            with progress(golden.name, is_quiet=is_quiet) as tell:
+                outcomes.append(await run_golden(service, golden, collection, plan, tell))
+    return outcomes

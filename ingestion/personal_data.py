@@ -111,8 +111,11 @@ def _with_masked_text(parsed: ParsedDocument, found: Sequence[Found]) -> ParsedD
         grown.append(grown[-1] + len(_MARKS[one.kind]) - (one.end - one.start))
 
     def moved(position: int) -> int:
-        # Nothing that is found crosses a line, so nothing begins or ends inside of it.
-        return position + grown[bisect_right(ends, position)]
+        index = bisect_right(ends, position)
+        inside = position - found[index].start if index < len(found) else 0
+        if inside > 0:  # a page ends within what is found
+            position -= max(inside - len(_MARKS[found[index].kind]), 0)
+        return position + grown[index]
 
     return replace(
         parsed,

@@ -18,11 +18,15 @@ CodeLanguage = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Page `number` (from 1) covers `text[start:end]` of the parsed document."""
+    """Page `number` (from 1, counted one by one) covers `text[start:end]` of the document.
+
+    `reads_on` when its text goes on with that of the page before, whose end then says nothing.
+    """
 
     number: int
     start: int
     end: int
+    reads_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class Chunk:
 
     `heading` is the path of headings above it, outermost first. `context` is text repeated for
     the models but not part of the passage, such as the header row of a table that was split.
+    `page` is the one that it begins on, `page_breaks` are the places in `text`, ascending, where
+    the next ones begin.
     """
 
     ordinal: int
@@ -78,6 +84,7 @@ class Chunk:
     page: int | None
     tokens: int
     context: str = ""
+    page_breaks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ Path = tuple[int, ...]
 
 
 class Manuscript:
-    """`pages[i]` and `paths[i]` are of block i. All weights are tokens.
+    """`runs[i]` and `paths[i]` are of block i. All weights are tokens.
+
+    A run is all that reads on: pages that do not, such as slides, are runs of their own.
 
     A passage weighs `limit` at most, without what it repeats; one under `tiny` is too small to
     stand alone.
@@ -27,7 +29,7 @@ class Manuscript:
     ) -> None:
         """Take `read`, which gives the blocks of `text[start:end]`."""
         self.text = text = parsed.text
-        self.blocks, self.pages = _read(parsed, read)
+        self.blocks, self.runs = _read(parsed, read)
         blocks = self.blocks
         self.paths = _paths(blocks)
         self.limit = chunking.tokens - chunking.overlap
@@ -70,15 +72,15 @@ class Manuscript:
 def _read(
     parsed: ParsedDocument, read: Callable[[int, int], list[Block]]
 ) -> tuple[list[Block], list[int]]:
-    """The blocks of each page by themselves, so that none crosses a page break."""
-    starts = [0, *(page.start for page in parsed.pages[1:])]
+    """The blocks of each run by themselves, so that none crosses a page break that means one."""
+    starts = [0, *(page.start for page in parsed.pages[1:] if not page.reads_on)]
     ends = [*starts[1:], len(parsed.text)]
     blocks: list[Block] = []
-    pages: list[int] = []
-    for page, (start, end) in enumerate(zip(starts, ends, strict=True)):
+    runs: list[int] = []
+    for run, (start, end) in enumerate(zip(starts, ends, strict=True)):
         blocks += read(start, end)
-        pages += [page] * (len(blocks) - len(pages))
-    return blocks, pages
+        runs += [run] * (len(blocks) - len(runs))
+    return blocks, runs
 
 
 def common_path(first: Path, second: Path) -> Path:

@@ -31,7 +31,7 @@ _BOUNDARIES: dict[Kind, tuple[re.Pattern[str], ...]] = {
 """Where a block may be cut, the best places first."""
 
 PAGE = 100
-"""The strength of a place where a passage begins whatever stands around it."""
+"""The strength of a page that does not read on: a passage begins there whatever is around it."""
 
 ANEW = 60
 """From this strength on, something new begins: a page, a section, a definition."""
@@ -198,11 +198,11 @@ class _PartsReader:
 
 
 def _page_breaks(script: Manuscript) -> set[int]:
-    """The blocks that begin a page, but for a page next to empty, which goes with one beside it."""
+    """The blocks that begin a run, but for one next to empty, which goes with one beside it."""
     firsts = [
         index
         for index in range(len(script.blocks))
-        if not index or script.pages[index] != script.pages[index - 1]
+        if not index or script.runs[index] != script.runs[index - 1]
     ]
     lasts = [first - 1 for first in firsts[1:]] + [len(script.blocks) - 1]
     tiny = [

@@ -1,6 +1,6 @@
 """Split a parsed text into chunks that read well and that the model sees whole."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from app.embedding.base import Tokenizer
@@ -11,7 +11,7 @@ from ingestion.chunking.recursive import cut_recursively
 from ingestion.chunking.structure import cut_by_structure
 from ingestion.types import Chunk, Chunking, ChunkingStrategy, ParsedDocument
 
-CHUNKING_VERSION = "2"
+CHUNKING_VERSION = "3"
 """Changes with whatever changes the chunks of a text, so that documents are chunked anew."""
 
 _DEFAULT = Chunking()
@@ -43,7 +43,8 @@ def split(
             continue
         start += len(text) - len(text.lstrip())
         end = start + len(text.strip())
-        page = max(bisect_right(page_starts, start) - 1, 0)
+        following = bisect_right(page_starts, start)
+        after = bisect_left(page_starts, end, following)
         chunks.append(
             Chunk(
                 ordinal=len(chunks),
@@ -51,9 +52,10 @@ def split(
                 start=start,
                 end=end,
                 heading=script.headings(piece.path),
-                page=parsed.pages[page].number if parsed.pages else None,
+                page=parsed.pages[max(following - 1, 0)].number if parsed.pages else None,
                 tokens=script.scale.weigh(start, end),
                 context=piece.context,
+                page_breaks=tuple(place - start for place in page_starts[following:after]),
             )
         )
     return chunks

@@ -178,7 +178,7 @@ def _read_members(members: Iterator[tuple[str, bytes | str]], read: ReadNested) 
 
 def nested_text(name: str, draft: Draft) -> str:
     """The text of a file inside another one, under a heading with its name."""
-    text = "\n\n".join(draft.pages) if draft.pages else draft.text
+    text, _ = draft.joined()
     if draft.markup == "code":
         text = f"~~~~~~\n{text.strip()}\n~~~~~~"
     elif draft.markup == "markdown":

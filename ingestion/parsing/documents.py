@@ -21,15 +21,13 @@ from ingestion.parsing.pdf import read_pdf
 from ingestion.parsing.programming import code_language
 from ingestion.parsing.sniffing import extension, identify
 from ingestion.parsing.tables import read_table
-from ingestion.types import Page, ParsedDocument
+from ingestion.types import ParsedDocument
 
 TITLE_CHARS_MAX = 200
 METADATA_VALUE_CHARS_MAX = 1000
 METADATA_ITEMS_MAX = 100
 WARNING_CHARS_MAX = 300
 INTEGER_MAX = 2**53
-
-PAGE_BREAK = "\n\n"
 
 
 def parse_document(content: bytes, filename: str) -> ParsedDocument:
@@ -41,7 +39,7 @@ def parse_document(content: bytes, filename: str) -> ParsedDocument:
         raise DocumentRejected("the file is empty")
     source = identify(content, filename)
     draft = _read(content, filename, source, Allowance())
-    text, pages = _joined(draft.pages) if draft.pages else (draft.text, ())
+    text, pages = draft.joined()
     if not text.strip():
         raise DocumentRejected(draft.no_text)
     return ParsedDocument(
@@ -121,16 +119,6 @@ def _read_text(content: bytes, filename: str, source: Format) -> Draft:
     # The file's own text, so that offsets lead a reader to the place in the file.
     draft.text = text
     return draft
-
-
-def _joined(pages: list[str]) -> tuple[str, tuple[Page, ...]]:
-    """The text of all pages, and where each is in it: true by construction."""
-    spans: list[Page] = []
-    start = 0
-    for number, page in enumerate(pages, 1):
-        spans.append(Page(number, start, start + len(page)))
-        start += len(page) + len(PAGE_BREAK)
-    return PAGE_BREAK.join(pages), tuple(spans)
 
 
 def _title(draft: Draft, text: str, filename: str) -> str:

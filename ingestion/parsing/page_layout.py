@@ -25,6 +25,8 @@ TOUCHING_HEIGHTS = 0.15
 
 @dataclass(slots=True)
 class Line:
+    """A line of text. `running` when it runs along the pages, as headers and footers do."""
+
     text: str
     left: float
     top: float
@@ -32,6 +34,7 @@ class Line:
     bottom: float
     size: float
     bold: bool
+    running: bool = False
 
     @property
     def height(self) -> float:

@@ -3,9 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
+from typing import Literal
 
 from ingestion.markup import underline_level
 from ingestion.parsing.page_layout import Column, Line
@@ -26,8 +27,14 @@ HEADING_SHARE_MAX = 0.25
 FULL_LINE_CHARS_MIN = 30
 FULL_LINE_SHARE = 0.88
 PARAGRAPH_GAP_HEIGHTS = 0.5
+FRAME_TOLERANCE = 0.05
+FRAMES_MAX = 16
 LINE_GAP_HEIGHTS_MAX = 1.2
 """Between the lines of one paragraph, however widely it is set."""
+
+PARAGRAPH = "\n\n"
+KEPT_HYPHEN = "-"
+"""The joint of a word that was parted at a hyphen that it has."""
 
 _ENDS_SENTENCE = re.compile(r"[.!?:;。！？][\"'”’)\]]*$")
 _NO_HEADING_END = re.compile(r"[,;\-–…]$|(?<!\d)\.$")
@@ -40,10 +47,10 @@ _SECTION = re.compile(r"(\d{1,2}(?:\.\d{1,2}){0,3})\.?\s+\S")
 _CAPTION = re.compile(
     r"(?i)(?:table|tabelle|tab\.|tableau|tabla|tabella|tabela|таблица|表)\s*\d+|表\s?\d+"
 )
+_FIGURE = re.compile(r"(?i)(?:fig(?:ure|ura)?|abb(?:ildung)?|рис(?:унок)?|图|図)\b\.?\s*\d")
 _BROKEN_WORD = re.compile(r"([^\W\d_]{2,})-$")
 _WORD_START = re.compile(r"[^\W\d_]+")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_BLANK_LINES = re.compile(r"\n{3,}")
 _UNSPACED = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 
 
@@ -60,6 +67,8 @@ class Style:
     levels: dict[float, int]
     bold_counts: bool
     words: frozenset[str]
+    frames: tuple["Shape", ...] = ()
+    """The usual shapes of columns, that of the most lines first."""
 
     @classmethod
     def of(cls, pages: Sequence[Sequence[Column]]) -> "Style":
@@ -79,7 +88,16 @@ class Style:
             levels=_levels(large),
             bold_counts=bold <= BOLD_SHARE_MAX * total,
             words=frozenset(word for line in lines for word in _WORD.findall(line.text.lower())),
+            frames=_frames(upright),
         )
+
+    def framed(self, shape: "Shape") -> "Shape":
+        """The shape, with lines as full as those of such columns in the whole document.
+
+        Where a text is set anew, a column holds other lines, but reaches as far.
+        """
+        frame = next((frame for frame in self.frames if frame.is_like(shape)), shape)
+        return replace(shape, right=frame.right)
 
     def level(self, line: Line) -> int | None:
         """The level of a line that has the type of a heading."""
@@ -91,6 +109,20 @@ class Style:
         depth = section.group(1).count(".") if section else 0
         below = max(self.levels.values(), default=0) + 1
         return min(below + depth, HEADING_LEVEL_MAX + 2)
+
+
+def _frames(columns: Sequence[Column]) -> tuple["Shape", ...]:
+    groups: list[tuple[Shape, list[Line]]] = []
+    by_length = sorted((_lines(column) for column in columns), key=len, reverse=True)
+    for lines in by_length:
+        shape = Shape.of(lines)
+        alike = next((members for frame, members in groups if frame.is_like(shape)), None)
+        if alike is not None:
+            alike += lines
+        elif len(groups) < FRAMES_MAX:
+            groups.append((shape, list(lines)))
+    groups.sort(key=lambda group: len(group[1]), reverse=True)
+    return tuple(Shape.of(lines) for _, lines in groups)
 
 
 def _levels(large: Iterable[float]) -> dict[float, int]:
@@ -108,84 +140,88 @@ def _lines(column: Column) -> list[Line]:
     return [item for item in column.items if isinstance(item, Line)]
 
 
-def render(page: Sequence[Column], style: Style) -> str:
+BlockKind = Literal["text", "heading", "table", "apart"]
+
+
+@dataclass(slots=True)
+class TextBlock:
+    """Something of a page as Markdown: running text, a heading, a table, or what stands apart.
+
+    Running text has the lines that it begins and ends with, a table its cells.
+    """
+
+    kind: BlockKind
+    text: str
+    lines: "tuple[PlacedLine, PlacedLine] | None" = None
+    lines_count: int = 0
+    table: Table | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLine:
+    """A line, and how the lines of its column stand."""
+
+    line: Line
+    shape: "Shape"
+
+
+def read_text_blocks(page: Sequence[Column], style: Style) -> list[TextBlock]:
     """A page as Markdown. Whatever looks like a heading to Markdown, and is none, is escaped."""
     writer = _Writer(style)
     for column in page:
         writer.column(column)
-    return _BLANK_LINES.sub("\n\n", "".join(writer.parts)).strip()
+    return [block for block in writer.blocks if block.text.strip()]
 
 
 class _Writer:
     def __init__(self, style: Style) -> None:
-        self.parts: list[str] = []
+        self.blocks: list[TextBlock] = []
         self._style = style
-        self._above: Line | None = None
+        self._above: PlacedLine | None = None
 
     def column(self, column: Column) -> None:
         if column.aside:
             texts = [escape_headings(line.text) for line in _lines(column)]
-            self._stand_alone(" ".join(texts))
+            self._stand_alone("apart", " ".join(texts))
             return
         items = _with_captions(column.items)
         lines = [item for item in items if isinstance(item, Line)]
-        shape = _Shape.of(lines)
+        shape = self._style.framed(Shape.of(lines))
         at = 0
         while at < len(items):
             item = items[at]
             if isinstance(item, Table):
-                self._stand_alone(item.markdown())
+                self._stand_alone("table", item.markdown(), item)
                 at += 1
             elif (length := self._heading_length(items, at, shape)) > 0:
                 parts = [line.text for line in items[at : at + length] if isinstance(line, Line)]
                 level = self._style.level(item) or 1
-                self._stand_alone(f"{'#' * level} {' '.join(parts)}")
+                self._stand_alone("heading", f"{'#' * level} {' '.join(parts)}")
                 at += length
+            elif item.running:
+                self._stand_alone("apart", escape_headings(item.text))
+                at += 1
             else:
-                self._line(item, shape)
+                self._line(PlacedLine(item, shape))
                 at += 1
 
-    def _stand_alone(self, block: str) -> None:
-        self.parts += ["\n\n", block, "\n\n"]
+    def _stand_alone(self, kind: BlockKind, text: str, table: Table | None = None) -> None:
+        self.blocks.append(TextBlock(kind, text, table=table))
         self._above = None
 
-    def _line(self, line: Line, shape: "_Shape") -> None:
-        bullet = _BULLET.match(line.text)
-        text = escape_headings(line.text[bullet.end() :] if bullet else line.text)
-        text = f"- {text}" if bullet else text
-        if self._above is not None:
-            joint = self._joint(self._above, line, shape)
-            if joint == "" and self.parts[-1].endswith("-"):
-                self.parts[-1] = self.parts[-1][:-1]
-            self.parts.append("" if joint == "-" else joint)
-        self.parts.append(text)
-        self._above = line
+    def _line(self, below: PlacedLine) -> None:
+        text = _line_text(below.line)
+        joint = PARAGRAPH if self._above is None else line_joint(self._above, below, self._style)
+        if joint == PARAGRAPH:
+            self.blocks.append(TextBlock("text", text, (below, below), 1))
+        else:
+            block = self.blocks[-1]
+            block.text = "".join([*parted(block.text, joint), text])
+            block.lines = (block.lines[0] if block.lines else below, below)
+            block.lines_count += 1
+        self._above = below
 
-    def _joint(self, above: Line, line: Line, shape: "_Shape") -> str:
-        """What goes between two lines; "-" when a word was parted at the hyphen that it has."""
-        if underline_level(line.text) or shape.starts_paragraph(above, line):
-            return "\n\n"
-        if _BULLET.match(line.text) or (_NUMBERED.match(line.text) and _is_list(above)):
-            return "\n"
-        if broken := _BROKEN_WORD.search(above.text):
-            return self._hyphen_joint(broken.group(1), line.text)
-        ends_sentence = _ENDS_SENTENCE.search(above.text) is not None
-        is_full = shape.is_full(above) and _LEADER_CUT not in above.text
-        if line.text[0].islower() or is_full:
-            both = _UNSPACED.match(above.text[-1]) and _UNSPACED.match(line.text[0])
-            return "" if both else " "
-        return "\n\n" if ends_sentence else "\n"
-
-    def _hyphen_joint(self, start: str, rest: str) -> str:
-        """Parted at a line's end, or written with a hyphen? As elsewhere in the document."""
-        if not rest[0].islower():
-            return "-"
-        end = _WORD_START.match(rest)
-        start, tail = start.lower(), end.group().lower() if end else ""
-        words = self._style.words
-        return "-" if f"{start}-{tail}" in words and f"{start}{tail}" not in words else ""
-
-    def _heading_length(self, items: Sequence[Line | Table], at: int, shape: "_Shape") -> int:
+    def _heading_length(self, items: Sequence[Line | Table], at: int, shape: "Shape") -> int:
         """How many lines from here on are one heading; 0 when it is none."""
         first = items[at]
         level = self._style.level(first) if isinstance(first, Line) else None
@@ -214,6 +250,68 @@ class _Writer:
         return length if sound else 0
 
 
+def _line_text(line: Line) -> str:
+    bullet = _BULLET.match(line.text)
+    text = escape_headings(line.text[bullet.end() :] if bullet else line.text)
+    return f"- {text}" if bullet else text
+
+
+def parted(text: str, joint: str) -> tuple[str, str]:
+    """What stands before a joint, and what stands in its place."""
+    if joint == KEPT_HYPHEN:
+        return text, ""
+    return (text[:-1] if joint == "" and text.endswith("-") else text), joint
+
+
+def line_joint(
+    above: PlacedLine, below: PlacedLine, style: Style, *, is_gap: bool | None = None
+) -> str:
+    """What goes between two lines of running text.
+
+    `is_gap` says whether there is room left between them, where that is not for their places on
+    one page to say.
+    """
+    over, line = above.line, below.line
+    if underline_level(line.text) or below.shape.starts_paragraph(over, line, is_gap):
+        return PARAGRAPH
+    if _BULLET.match(line.text) or (_NUMBERED.match(line.text) and _is_list(over)):
+        return "\n"
+    if broken := _BROKEN_WORD.search(over.text):
+        return _hyphen_joint(broken.group(1), line.text, style)
+    is_full = above.shape.is_full(over) and not is_dotted(over)
+    if line.text[0].islower() or is_full:
+        both = _UNSPACED.match(over.text[-1]) and _UNSPACED.match(line.text[0])
+        return "" if both else " "
+    return PARAGRAPH if ends_sentence(over) else "\n"
+
+
+def _hyphen_joint(start: str, rest: str, style: Style) -> str:
+    """Parted at a line's end, or written with a hyphen? As elsewhere in the document."""
+    if not rest[0].islower():
+        return KEPT_HYPHEN
+    end = _WORD_START.match(rest)
+    start, tail = start.lower(), end.group().lower() if end else ""
+    is_written = f"{start}-{tail}" in style.words and f"{start}{tail}" not in style.words
+    return KEPT_HYPHEN if is_written else ""
+
+
+def is_item(line: Line) -> bool:
+    return bool(_BULLET.match(line.text) or _NUMBERED.match(line.text))
+
+
+def is_dotted(line: Line) -> bool:
+    """Whether it is one of a table of contents, or of prices."""
+    return _LEADER_CUT in line.text
+
+
+def is_caption(line: Line) -> bool:
+    return bool(_FIGURE.match(line.text) or _CAPTION.match(line.text))
+
+
+def ends_sentence(line: Line) -> bool:
+    return _ENDS_SENTENCE.search(line.text) is not None
+
+
 def _same_type(line: Line, other: Line) -> bool:
     return line.size == other.size and line.bold == other.bold
 
@@ -232,7 +330,7 @@ def _may_be_heading(text: str) -> bool:
 
 
 def _is_list(line: Line) -> bool:
-    return _NUMBERED.match(line.text) is not None or _ENDS_SENTENCE.search(line.text) is not None
+    return _NUMBERED.match(line.text) is not None or ends_sentence(line)
 
 
 def _with_captions(items: Sequence[Line | Table]) -> list[Line | Table]:
@@ -250,7 +348,7 @@ def _with_captions(items: Sequence[Line | Table]) -> list[Line | Table]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class Shape:
     """How the lines of a column stand: its edges, and the usual gap between two lines."""
 
     left: float
@@ -258,7 +356,7 @@ class _Shape:
     gap: float
 
     @classmethod
-    def of(cls, lines: Sequence[Line]) -> "_Shape":
+    def of(cls, lines: Sequence[Line]) -> "Shape":
         if not lines:
             return cls(0.0, 0.0, 0.0)
         rights = sorted(line.right for line in lines)
@@ -268,6 +366,13 @@ class _Shape:
             left=min(line.left for line in lines),
             right=rights[len(rights) * 9 // 10],
             gap=median(downwards) if downwards else 0.0,
+        )
+
+    def is_like(self, other: "Shape") -> bool:
+        """Whether both edges are about the same."""
+        tolerance = FRAME_TOLERANCE * (self.right - self.left)
+        return (
+            abs(self.left - other.left) <= tolerance and abs(self.right - other.right) <= tolerance
         )
 
     def is_full(self, line: Line) -> bool:
@@ -280,14 +385,23 @@ class _Shape:
         usual = min(max(self.gap, 0.0), LINE_GAP_HEIGHTS_MAX * line.height)
         return gap > usual + PARAGRAPH_GAP_HEIGHTS * line.height or gap < -above.height
 
-    def starts_paragraph(self, above: Line, line: Line) -> bool:
+    def starts_paragraph(self, above: Line, line: Line, is_gap: bool | None = None) -> bool:
         if above.size == 0:
             return False
-        if not 1 / OTHER_SIZE < line.size / above.size < OTHER_SIZE:
+        if not is_like_size(line, above.size):
             return True
         if line.text[0].islower():
-            return False
+            return is_caption(above) and self.has_gap(above, line)
+        if is_gap is not None:
+            return is_gap or (self.is_indented(line) and ends_sentence(above))
         if above.top > line.top:
             return False  # the line is the first of another column
-        is_indented = line.left > above.left + line.height and _ENDS_SENTENCE.search(above.text)
-        return self.has_gap(above, line) or bool(is_indented)
+        is_indented = line.left > above.left + line.height and ends_sentence(above)
+        return self.has_gap(above, line) or is_indented
+
+    def is_indented(self, line: Line) -> bool:
+        return line.left > self.left + line.height
+
+
+def is_like_size(line: Line, size: float) -> bool:
+    return 1 / OTHER_SIZE < line.size / size < OTHER_SIZE

@@ -17,10 +17,11 @@ from ingestion.parsing.conversion import convert, metadata_of, own_title, title_
 from ingestion.parsing.decoding import clean
 from ingestion.parsing.drafts import NO_TEXT_OCR, NO_TEXT_WITHOUT_OCR, Draft
 from ingestion.parsing.formats import PDF
+from ingestion.parsing.page_flow import read_on
 from ingestion.parsing.page_layout import Column, Line, read_columns
 from ingestion.parsing.page_rules import find_grids
 from ingestion.parsing.page_tables import ruled_tables
-from ingestion.parsing.page_text import Style, plain_line, render
+from ingestion.parsing.page_text import Style, plain_line
 from ingestion.parsing.pdfium import DAMAGED, Pdf, Sheet, open_pdf
 
 EDGE_LINES = 2
@@ -58,11 +59,10 @@ def _read(pdf: Pdf) -> Draft:
     scanned = {index: ocr.read_page(pdf, index) for index in blank} if read else {}
     columns = _without_furniture([_columns(sheet) for sheet in sheets])
     style = Style.of(columns)
-    draft.pages = [
-        scanned.get(index) or clean(render(page, style)) for index, page in enumerate(columns)
-    ]
+    texts, draft.joints = read_on(columns, style)
+    draft.pages = [scanned.get(index) or clean(text).strip() for index, text in enumerate(texts)]
     if not any(draft.pages):
-        draft.pages = []
+        draft.pages, draft.joints = [], []
         draft.no_text = NO_TEXT_OCR if ocr.available() else NO_TEXT_WITHOUT_OCR
         return draft
     draft.title = draft.title or _title_on(draft.pages[0])
@@ -130,6 +130,8 @@ def _without_furniture(pages: Sequence[Sequence[Column]]) -> list[list[Column]]:
         # A page of nothing else says just that.
         if len(repeated) < sum(len(column.items) for column in page):
             dropped |= repeated
+        for line in edge:
+            line.running = _shape(line.text) in furniture
         seen |= {_shape(line.text) for line in edge}
     return [
         [

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any
+from typing import Any, TypedDict
 from uuid import UUID
 
 import structlog
@@ -289,14 +289,13 @@ class Jobs:
         """
         worker_ids = [worker.worker_id for worker in self._workers.values() if worker.worker_id]
         rows = await self._query(HELD, worker_ids=worker_ids)
-        held = {int(row["id"]): _first_in_line(row["queue_name"], row["priority"]) for row in rows}
+        held = {int(row["id"]): row for row in rows}
         suspects = held.keys() - self._at_hand
         dropped, self._suspects = suspects & self._suspects, suspects
         for job_id in dropped:
+            decision = _put_back(held[job_id]["queue_name"], held[job_id]["priority"])
             with _translated():
-                await self._app.job_manager.retry_job_by_id_async(
-                    job_id, retry_at=datetime.now(UTC), priority=held[job_id]
-                )
+                await self._app.job_manager.retry_job_by_id_async(job_id, **decision)
             log.warning("dropped_job_put_back", job=job_id)
         if dropped:
             await self._wake()
@@ -315,11 +314,7 @@ class Jobs:
             )
         for job in stalled:
             try:
-                await self._app.job_manager.retry_job(
-                    job,
-                    retry_at=datetime.now(UTC),
-                    priority=_first_in_line(job.queue, job.priority),
-                )
+                await self._app.job_manager.retry_job(job, **_put_back(job.queue, job.priority))
             except ConnectorException as error:
                 # It ended by itself meanwhile.
                 log.info("stalled_job_not_rescued", job=job.id, error=str(error))
@@ -374,15 +369,19 @@ class _Retries(BaseRetryStrategy):
             return RetryDecision(retry_in={"milliseconds": int(exception.seconds * 1000)})
         if isinstance(exception, asyncio.CancelledError):
             # The worker is shutting down; somebody else may take the job at once.
-            return RetryDecision(
-                retry_at=datetime.now(UTC), priority=_first_in_line(job.queue, job.priority)
-            )
+            return RetryDecision(**_put_back(job.queue, job.priority))
         return None
 
 
-def _first_in_line(queue: str, place: int) -> int:
-    """The priority of a job that is put back; sources have no lines."""
-    return put_back_place(place) if queue == QUEUE else place
+class _Return(TypedDict):
+    retry_at: datetime
+    priority: int
+
+
+def _put_back(queue: str, place: int) -> _Return:
+    """When a job is to be taken again, and before which others; sources have no lines."""
+    now = datetime.now(UTC)
+    return {"retry_at": now, "priority": put_back_place(place, now) if queue == QUEUE else place}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.access import LOCAL_OWNER, Caller
 from app.config import Settings
 from app.db.models import Document
-from app.db.queue import Priority
+from app.db.queue import BAND_TOPS, BAND_WIDTH, PUT_BACK_PLACES, Priority, put_back_place
 from app.db.session import open_sessions
 from app.documents.library import Library
 from app.documents.overview import Overlook
@@ -219,6 +220,34 @@ async def test_what_is_put_back_comes_before_all_that_came_meanwhile(
     assert taken[0] == abandoned
     # Nor does it make room for others before those who wait.
     assert taken[1:] == [meanwhile[0], other.document_id, *meanwhile[1:]]
+
+
+async def test_what_is_put_back_again_waits_for_those_that_were_before_it(
+    library: Library, jobs: Jobs, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the oldest few would be taken and cut short for ever, and the others never taken."""
+    seconds = iter(range(100))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 11, 21, tzinfo=tz) + timedelta(seconds=next(seconds))
+
+    monkeypatch.setattr("app.jobs.datetime", Clock)
+    older, newer = await send_many(library, "default", 2)
+    for cut_short in (older, newer, older):
+        await with_the_dead(engine, cut_short)
+        assert await jobs.rescue_stalled() == 1
+    assert await worked(jobs, 2) == [newer, older]
+
+
+def test_places_of_what_is_put_back_are_those_of_its_band_and_never_run_out() -> None:
+    for top in BAND_TOPS.values():
+        first_in_line, last = top - PUT_BACK_PLACES, top - BAND_WIDTH + 1
+        for place in (top, first_in_line, last):
+            years = (1999, 2026, 2040, 2100)
+            put_back = [put_back_place(place, datetime(year, 6, 1, tzinfo=UTC)) for year in years]
+            assert top >= put_back[0] >= put_back[1] > put_back[2] >= put_back[3] > first_in_line
 
 
 async def test_what_is_put_back_does_not_come_before_what_is_more_urgent(

@@ -6,12 +6,14 @@ served in turn: the place of a new job is one behind the last of its collection'
 the place that is served now. So a collection with a million documents delays another one by a
 document at a time, and whoever came late cannot push past those who have waited.
 
-The very first place of each band is that of jobs whose worker was taken from them: they had their
-turn already. Behind the others one could wait long, for when a band has become empty meanwhile, the
-next to come stand in its first places again.
+The first half of each band is for jobs whose worker was taken from them: they had their turn already.
+Behind the others one could wait long, for when a band has become empty meanwhile, the next to come
+stand in its first places again. The place is the second at which a job was put back, so one that is cut
+short again and again leaves room for those that were put back before it.
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -25,8 +27,11 @@ Priority = Literal["interactive", "bulk", "background"]
 
 BAND_WIDTH = 1_000_000_000
 BAND_TOPS: dict[Priority, int] = {"interactive": BAND_WIDTH, "bulk": 0, "background": -BAND_WIDTH}
-"""The priority of what is put back in each band; the lines begin one behind. A band's last place is
-shared by all who come later."""
+"""The priority of the first place in each band. Its last one is shared by all who come later."""
+
+PUT_BACK_PLACES = BAND_WIDTH // 2
+PUT_BACK_SINCE = datetime(2026, 1, 1, tzinfo=UTC)
+"""When the first of these places was given out; each is worth a second, so they last for 15 years."""
 
 LINE_ENDS_EXAMINED = 100
 """Of a collection's waiting documents the latest so many are looked at for the end of its line."""
@@ -43,16 +48,18 @@ JOBS = table(
 """What is read of procrastinate's table in queries of our own."""
 
 
-def put_back_place(place: int) -> int:
+def put_back_place(place: int, now: datetime) -> int:
     """The priority of a job that had this one when it was taken, now that its worker is gone."""
-    return -(-place // BAND_WIDTH) * BAND_WIDTH
+    top = -(-place // BAND_WIDTH) * BAND_WIDTH
+    seconds = int((now - PUT_BACK_SINCE).total_seconds())
+    return top - min(max(seconds, 0), PUT_BACK_PLACES - 1)
 
 
 async def next_places(
     connection: AsyncConnection, document_id: UUID, priority: Priority, count: int
 ) -> list[int]:
     """The priorities of the next jobs of the document's collection, first come first served."""
-    top = BAND_TOPS[priority] - 1
+    top = BAND_TOPS[priority] - PUT_BACK_PLACES
     bottom = BAND_TOPS[priority] - BAND_WIDTH + 1
     scope = {
         "document_id": document_id,

@@ -3,7 +3,8 @@
 Documents whose passages are known to the tenant are parsed, cut and written, and not embedded again.
 So every file is ingested once beforehand, into another collection, and what is measured is bound by
 parsing. The clock runs while the documents between START and END of all become ready, so neither
-the start of processes nor the last documents, when some have nothing to do any more, count.
+the start of processes nor the last documents, when some have nothing to do any more, count. Processor
+time is counted between the same two instants.
 """
 
 import asyncio
@@ -14,10 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from app.access import LOCAL_OWNER
@@ -29,7 +32,7 @@ from app.embedding.base import Embedder
 from app.jobs import Jobs
 
 START, END = 0.2, 0.95
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 900.0
 COUNT = """
     SELECT count(*) FROM documents AS d JOIN collections AS c ON c.id = d.collection_id
@@ -47,6 +50,11 @@ class Track:
     count: int
 
     @property
+    def postgres(self) -> psutil.Process:
+        pid = (self.home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0]
+        return psutil.Process(int(pid))
+
+    @property
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
@@ -55,6 +63,16 @@ class Track:
             "FOOTNOTE_LOG_LEVEL": "warning",
             "HF_HUB_OFFLINE": "1",
         }
+
+
+@dataclass(frozen=True)
+class Lap:
+    """How fast documents became ready, and the processor time of each in milliseconds."""
+
+    documents_per_second: float
+    processes_ms: float
+    """Of the processes that worked, with those that they started."""
+    postgres_ms: float
 
 
 def prepare(home: Path, url: str, source: Path, target: Path, count: int) -> Track:
@@ -94,26 +112,46 @@ async def upload(track: Track, collection: str, embedder: Embedder) -> None:
     await engine.dispose()
 
 
-def documents_per_second(
-    track: Track, collection: str, running: Sequence[subprocess.Popen]
-) -> float:
-    """The rate between START and END of the documents; raises SystemExit when a process fails."""
+def run_lap(track: Track, collection: str, running: Sequence[subprocess.Popen]) -> Lap:
+    """From START to END of the documents; raises SystemExit when a process fails."""
     first, last = int(track.count * START), int(track.count * END)
-    begun: tuple[float, int] | None = None
+    begun: tuple[int, float, float, float] | None = None
     deadline = time.monotonic() + PATIENCE_SECONDS
     with psycopg.connect(libpq_url(track.url), autocommit=True) as connection:
         while time.monotonic() < deadline:
             [(done,)] = connection.execute(COUNT, [collection])
             now = time.perf_counter()
             if begun is None and done >= first:
-                begun = now, done
+                begun = done, now, *_processor_seconds(track, running)
             if begun is not None and done >= last:
-                return (done - begun[1]) / (now - begun[0])
+                at_hand = done - begun[0]
+                ours, servers = _processor_seconds(track, running)
+                return Lap(
+                    documents_per_second=at_hand / (now - begun[1]),
+                    processes_ms=1000 * (ours - begun[2]) / at_hand,
+                    postgres_ms=1000 * (servers - begun[3]) / at_hand,
+                )
             for process in running:
                 if process.poll() not in (None, 0):
                     raise SystemExit(f"{process.args} ended with {process.returncode}")
             time.sleep(POLL_SECONDS)
     raise SystemExit(f"{collection}: {done} of {track.count} documents in {PATIENCE_SECONDS} s")
+
+
+def _processor_seconds(track: Track, running: Sequence[subprocess.Popen]) -> tuple[float, float]:
+    """Spent so far by the processes, and by PostgreSQL."""
+    ours = sum(_seconds_of(psutil.Process(process.pid)) for process in running)
+    return ours, _seconds_of(track.postgres)
+
+
+def _seconds_of(root: psutil.Process) -> float:
+    total = 0.0
+    for process in (root, *root.children(recursive=True)):
+        # A child that ended is counted by whoever waited for it.
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def start_worker(track: Track, core: int) -> subprocess.Popen:
@@ -133,11 +171,11 @@ def end(running: Sequence[subprocess.Popen]) -> None:
         process.wait(60)
 
 
-def workers_rate(track: Track, collection: str, cores: Sequence[int], embedder: Embedder) -> float:
-    """Documents per second of a worker on each of the cores."""
+def run_workers(track: Track, collection: str, cores: Sequence[int], embedder: Embedder) -> Lap:
+    """A lap of a worker on each of the cores."""
     asyncio.run(upload(track, collection, embedder))
     running = [start_worker(track, core) for core in cores]
     try:
-        return documents_per_second(track, collection, running)
+        return run_lap(track, collection, running)
     finally:
         end(running)

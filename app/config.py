@@ -86,6 +86,7 @@ class Settings(BaseSettings):
 
     # services; empty means the embedded part
     database_url: SecretStr | None = None
+    row_level_security: Literal["on", "off"] = "on"
     redis_url: SecretStr | None = None
     ollama_urls: Annotated[tuple[str, ...], NoDecode] = ()
 
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     embedding_model: str = BUNDLED_MODEL
     embedding_runtime: Literal["auto", "onnx", "torch"] = "auto"
     embedding_batch_tokens: Annotated[int, Field(ge=1)] = 256
+    embedding_models_loaded: Annotated[int, Field(ge=1)] = 3
     reranker: str = ""
 
     # access

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from redis.asyncio import Redis
@@ -16,9 +17,12 @@ from app.answering.answerer import GroundedAnswerer
 from app.answering.base import Answerer
 from app.config import Settings
 from app.conversations.memory import Memory
+from app.db.row_security import check_reader
 from app.db.schema import check_database
 from app.db.session import WRITERS_IDLE_SECONDS, Sessions, open_engine, open_sessions
 from app.db.snapshot import Snapshots
+from app.db.transactions import in_transaction
+from app.db.vectors import StoredModel, read_model, wanted_models
 from app.documents.duplicates import Duplicates
 from app.documents.library import Library
 from app.documents.overview import Overlook
@@ -26,6 +30,7 @@ from app.documents.queue import Queue
 from app.documents.sources import Sources
 from app.embedding.loading import open_embedder, usable_cores
 from app.embedding.query import QueryEmbedder
+from app.embedding.query_models import QueryModels
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
 from app.jobs import Jobs
 from app.llm.pool import GenerationPool
@@ -34,6 +39,8 @@ from app.search.base import Searcher
 from app.search.hybrid import HybridSearcher
 
 RETRY_DATABASE_SECONDS = 1.0
+MODELS_SECONDS = 1.0
+"""So often it is looked which models are needed: one is loaded long before it serves."""
 UPLOADS_AT_ONCE = 4
 CANCELLED_AGAIN_SECONDS = 1.0
 
@@ -55,6 +62,9 @@ class DatabaseWatch:
         """Raises DatabaseUnavailable, or StartupError for what waiting does not heal."""
         try:
             await check_database(self._engine)
+            if self._settings.row_level_security == "on":
+                async with self._engine.connect() as connection:
+                    await check_reader(connection)
             if self._settings.auth_required and not await self._keyring.any_usable():
                 raise StartupError(
                     "The service asks for API keys, and there is none.",
@@ -98,6 +108,7 @@ class Resources:
     sources: Sources
     overlook: Overlook
     query_embedder: QueryEmbedder
+    models: QueryModels
     searcher: Searcher
     chat_model: GenerationPool | None
     answerer: Answerer
@@ -135,7 +146,9 @@ async def open_resources(
         if redis is not None:
             stack.push_async_callback(redis.aclose)
         query_embedder = await _open_query_embedder(settings)
-        stack.callback(query_embedder.close)
+        models = QueryModels(settings, query_embedder, partial(_find_model, engine))
+        stack.push_async_callback(models.close)
+        stack.push_async_callback(_cancel, asyncio.create_task(_keep_loaded(engine, models)))
         jobs = Jobs(database_url, timeout_seconds=settings.database_timeout_seconds)
         await jobs.open()
         stack.push_async_callback(jobs.close)
@@ -144,7 +157,7 @@ async def open_resources(
             stack.push_async_callback(chat_model.close)
         snapshots = Snapshots(settings, database_url)
         stack.push_async_callback(snapshots.close)
-        searcher = HybridSearcher(snapshots, query_embedder, settings)
+        searcher = HybridSearcher(snapshots, models, settings)
 
         yield Resources(
             settings=settings,
@@ -162,6 +175,7 @@ async def open_resources(
             overlook=Overlook(sessions, jobs),
             library=Library(sessions, jobs, settings, query_embedder.embedder),
             query_embedder=query_embedder,
+            models=models,
             searcher=searcher,
             chat_model=chat_model,
             answerer=GroundedAnswerer(searcher, query_embedder, chat_model, settings),
@@ -196,6 +210,25 @@ async def _meet_database(database: DatabaseWatch, stack: AsyncExitStack) -> None
         log.warning("database_away", reason=error.detail)
         retrying = asyncio.create_task(database.retry())
         stack.push_async_callback(_cancel, retrying)
+
+
+async def _find_model(engine: AsyncEngine, model_id: int) -> StoredModel:
+    return await in_transaction(engine.begin, lambda connection: read_model(connection, model_id))
+
+
+async def _keep_loaded(engine: AsyncEngine, models: QueryModels) -> None:
+    """Load what collections are searched with, and what they are about to get, before it is asked.
+
+    Begins with the service, and ends with it.
+    """
+    while True:
+        try:
+            await models.preload(await in_transaction(engine.begin, wanted_models))
+        except DatabaseUnavailable as error:
+            log.info("models_not_looked_up", reason=error.detail)
+        except Exception:
+            log.exception("models_not_looked_up")
+        await asyncio.sleep(MODELS_SECONDS)
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

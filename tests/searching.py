@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.access import LOCAL_OWNER, Caller
 from app.config import Settings
 from app.db.snapshot import Snapshots
-from app.db.vectors import register_model
+from app.db.vectors import StoredModel, read_model, register_model
 from app.embedding.query import QueryEmbedder
+from app.embedding.query_models import QueryModels
 from app.search.base import SearchRequest, SearchResult
 from app.search.hybrid import HybridSearcher
 from tests.doubles.words_embedder import WordsEmbedder, vector_of
@@ -28,7 +29,8 @@ class Index:
         self.snapshots = Snapshots(settings, url_of(engine), pool_size=pool_size)
         self.embedder = WordsEmbedder()
         self._query_embedder = QueryEmbedder(self.embedder, threads=1, waiters=50)  # pyright: ignore[reportArgumentType]
-        self._searcher = HybridSearcher(self.snapshots, self._query_embedder, settings)
+        self.models = QueryModels(settings, self._query_embedder, self._find_model)
+        self._searcher = HybridSearcher(self.snapshots, self.models, settings)
 
     async def fill(
         self,
@@ -69,8 +71,12 @@ class Index:
     async def texts(self, query: str, *collections: str, **options: Any) -> list[str]:
         return [hit.text for hit in (await self.search(query, *collections, **options)).hits]
 
+    async def _find_model(self, model_id: int) -> StoredModel:
+        async with self.engine.connect() as connection:
+            return await read_model(connection, model_id)
+
     async def close(self) -> None:
-        self._query_embedder.close()
+        await self.models.close()
         await self.snapshots.close()
 
 

@@ -139,7 +139,7 @@ class GroundedAnswerer:
         with stage("chat", "extract"):
             chosen = await self._best(found, candidates)
         yield SourcesFound(hits)
-        grounding = Grounding(found.question.text, hits, self._embedder)
+        grounding = Grounding(found.question.text, hits, self._embedder_of(found))
         text = ""
         for candidate in chosen:
             marker = candidate.place + 1
@@ -155,10 +155,14 @@ class GroundedAnswerer:
                 yield CitationFound(citation)
         yield Finished(self._extracted(found, text, grounding))
 
+    def _embedder_of(self, found: _Found) -> QueryEmbedder:
+        """The model of the query's vector: no other's can be compared with it."""
+        return found.result.embedder or self._embedder
+
     async def _best(self, found: _Found, candidates: Sequence[Candidate]) -> list[Candidate]:
         terms = content_terms(found.query)
         embedded = shortlist(terms, candidates)
-        vectors = await self._embedder.embed(
+        vectors = await self._embedder_of(found).embed(
             [candidate.embedded_text for candidate in embedded], "document"
         )
         similarities: list[float] = (vectors @ np.asarray(found.result.query_vector)).tolist()
@@ -171,7 +175,7 @@ class GroundedAnswerer:
         prompt = build_prompt(question.text, question.history, found.result.hits, self._options)
         hits = found.result.hits[: prompt.sources_count]
         draft = Draft(len(hits))
-        grounding = Grounding(question.text, hits, self._embedder)
+        grounding = Grounding(question.text, hits, self._embedder_of(found))
         completion: Completion | None = None
         with stage("chat", "generate"):
             async with (

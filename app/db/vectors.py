@@ -33,6 +33,11 @@ async def read_model(connection: AsyncConnection, model_id: int) -> StoredModel:
     return StoredModel(*found.one())
 
 
+async def wanted_models(connection: AsyncConnection) -> list[StoredModel]:
+    """The models that collections are searched with, or may be soon: those on their way first."""
+    return [StoredModel(*row) for row in await connection.execute(_WANTED)]
+
+
 async def find_model(connection: AsyncConnection, digest: str) -> int | None:
     """The id of the model with this digest; None when it never was registered here."""
     known = await connection.execute(_MODEL_ID, {"digest": digest})
@@ -70,6 +75,20 @@ _LOCK = text("SELECT pg_advisory_xact_lock(:lock)")
 _MODEL_ID = text("SELECT id FROM embedding_models WHERE digest = :digest")
 _MODEL = text(
     "SELECT id, name, digest, dimensions, location FROM embedding_models WHERE id = :model_id"
+)
+_WANTED = text(
+    """
+    SELECT m.id, m.name, m.digest, m.dimensions, m.location
+    FROM embedding_models AS m
+    JOIN LATERAL (
+      SELECT min(place) AS place FROM (
+        SELECT CASE status WHEN 'retained' THEN 3 ELSE 1 END AS place FROM model_switches
+        WHERE model_id = m.id AND status IN ('preparing', 'prepared', 'retained')
+        UNION ALL
+        SELECT 2 FROM collections WHERE embedding_model_id = m.id)) AS wanted
+      ON wanted.place IS NOT NULL
+    ORDER BY wanted.place, m.id
+    """
 )
 _INSERT_MODEL = text(
     """
@@ -140,15 +159,21 @@ def decode_vector(sent: bytes) -> NDArray[np.float32]:
 async def known_vectors(
     connection: AsyncConnection, tenant_id: int, model_id: int, content_hashes: Sequence[bytes]
 ) -> dict[bytes, NDArray[np.float32]]:
-    """Vectors that the tenant already has for these texts; unknown hashes are left out."""
+    """Vectors that the tenant already has for these texts; unknown hashes are left out.
+
+    However often a text occurs, one vector of it is read.
+    """
     rows = await connection.execute(
         text(
             f"""
-            SELECT DISTINCT ON (c.content_hash) c.content_hash, halfvec_send(e.vector)
-            FROM chunks AS c
-            JOIN {partition_name(model_id)} AS e ON e.chunk_id = c.id AND e.model_id = :model_id
-            WHERE c.tenant_id = :tenant_id AND c.content_hash = ANY(:content_hashes)
-            ORDER BY c.content_hash, c.id
+            SELECT wanted.content_hash, known.vector
+            FROM unnest(:content_hashes) AS wanted (content_hash)
+            CROSS JOIN LATERAL (
+              SELECT halfvec_send(e.vector) AS vector
+              FROM chunks AS c
+              JOIN {partition_name(model_id)} AS e ON e.chunk_id = c.id AND e.model_id = :model_id
+              WHERE c.tenant_id = :tenant_id AND c.content_hash = wanted.content_hash
+              LIMIT 1) AS known
             """  # noqa: S608 - the name is made of a number
         ).bindparams(bindparam("content_hashes", type_=ARRAY(LargeBinary))),
         {

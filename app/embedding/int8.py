@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from app.embedding.base import TextKind
+from app.embedding.base import TextKind, Vectors
 from app.embedding.onnx import (
     GRAPH_FILE,
     MANIFEST_FILE,
@@ -50,12 +50,8 @@ def _write(export: Path, folder: Path) -> None:
         graph = Path(scratch) / GRAPH_FILE
         _quantize(export / GRAPH_FILE, graph)
         open_session(graph, optimized=folder / GRAPH_FILE)
-    kinds: tuple[TextKind, ...] = ("query", "document")
-    exact, rounded = (
-        np.concatenate([embedder.embed(PARITY_TEXTS, kind) for kind in kinds])
-        for embedder in (_open(export), _open(folder))
-    )
-    cosine = float(np.mean(np.sum(exact * rounded, axis=1)))
+    exact, rounded = _vectors(export), _vectors(folder)
+    cosine = float(np.einsum("ij,ij->i", exact, rounded).mean())
     if cosine < LIKENESS_COSINE:
         raise ExportRefused(f"it does not bear 8-bit integers (cosine {cosine:.3f})")
 
@@ -81,10 +77,12 @@ def _quantize(graph: Path, target: Path) -> None:
     )
 
 
-def _open(export: Path) -> OnnxEmbedder:
-    return OnnxEmbedder(
+def _vectors(export: Path) -> Vectors:
+    embedder = OnnxEmbedder(
         export, name=str(export), digest="", threads=1, batch_tokens=PARITY_BATCH_TOKENS
     )
+    kinds: tuple[TextKind, ...] = ("query", "document")
+    return np.concatenate([embedder.embed(PARITY_TEXTS, kind) for kind in kinds])
 
 
 if __name__ == "__main__":

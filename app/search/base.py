@@ -1,11 +1,13 @@
 """The words of search: what is asked, what is found, and who can find it."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from app.access import Caller
+from app.embedding.query import QueryEmbedder
 
 Mode = Literal["hybrid", "vector", "keyword"]
 
@@ -14,7 +16,8 @@ Mode = Literal["hybrid", "vector", "keyword"]
 class SearchRequest:
     """A question to the index. `collections` are names; `filters` are as in the contract.
 
-    With `collapse_duplicates` a passage that several documents hold is given once.
+    With `collapse_duplicates` a passage that several documents hold is given once. With
+    `candidate_model` the vectors are those of the model that the collections are to get.
     """
 
     query: str
@@ -25,6 +28,7 @@ class SearchRequest:
     filters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     explain: bool = False
     collapse_duplicates: bool = False
+    candidate_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,12 @@ class Hit:
     explanation: Mapping[str, Any] | None = None
     copies: "tuple[Hit, ...]" = ()
     """The same passage in other documents, best first, where duplicates were collapsed."""
+    page_breaks: tuple[int, ...] = ()
+    """The places in `text` where the pages after `page` begin."""
+
+    def page_at(self, place: int) -> int | None:
+        """The page that the character `text[place]` is on."""
+        return None if self.page is None else self.page + bisect_right(self.page_breaks, place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,8 @@ class SearchResult:
     """Share (0…1) of the query's IDF mass that occurs in the collections at all."""
     cache: Mapping[str, str] = field(default_factory=lambda: {"embedding": "off", "chunks": "off"})
     explanation: Mapping[str, Any] | None = None
+    embedder: QueryEmbedder | None = None
+    """The model of the query's vector, for texts that are compared with it."""
 
 
 class Searcher(Protocol):

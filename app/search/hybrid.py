@@ -1,6 +1,5 @@
 """Search: two legs over one scope and one snapshot, fused into one order."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,9 +10,12 @@ from numpy.typing import NDArray
 from app.access import Caller
 from app.config import Settings
 from app.db.snapshot import Snapshots
+from app.embedding.known import ModelMissing
 from app.embedding.query import QueryEmbedder
+from app.embedding.query_models import QueryModels, Question
 from app.errors import InvalidInput
 from app.search.base import SearchRequest, SearchResult
+from app.search.candidate import with_candidate_model
 from app.search.matching import NOTHING_ASKED, Matches, find_matches, languages_of
 from app.search.passages import read_hits
 from app.search.phrases import Demands, find_demands
@@ -38,11 +40,9 @@ class HybridSearcher:
     decided; the query is embedded meanwhile.
     """
 
-    def __init__(
-        self, snapshots: Snapshots, query_embedder: QueryEmbedder, settings: Settings
-    ) -> None:
+    def __init__(self, snapshots: Snapshots, models: QueryModels, settings: Settings) -> None:
         self._snapshots = snapshots
-        self._query_embedder = query_embedder
+        self._models = models
         self._reranker = settings.reranker
 
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
@@ -50,15 +50,17 @@ class HybridSearcher:
         query = read_query(request.query.encode("utf-8", "replace").decode())
         candidates = max(CANDIDATES, request.limit)
         matches = NOTHING_ASKED
-        vector = None
+        vector = embedder = None
         async with (
-            self._embedding(query.text, request) as embedding,
-            self._snapshots.open(SETTINGS) as snapshot,
+            self._embedding(query.text, caller, request) as embedding,
+            self._snapshots.open(caller.tenant_id, SETTINGS) as snapshot,
         ):
             with stage("search", "scope", times_ms):
                 scope = await resolve(snapshot, caller, request.collections, request.filters)
+                if request.candidate_model:
+                    scope = await with_candidate_model(snapshot, scope)
                 if embedding is not None:
-                    self._check_model(scope)
+                    embedding.settle(scope.model.id, scope.model.digest)
                 allowed = await allowed_chunks(snapshot, scope) if scope.condition else None
                 demands = await find_demands(snapshot, scope, query, allowed, languages_of(scope))
             if request.mode != "vector":
@@ -69,7 +71,7 @@ class HybridSearcher:
                 ranking = rank_by_keyword(best)
             else:
                 with stage("search", "embedding", times_ms):
-                    vector = (await embedding)[0]
+                    vector, embedder = await self._vector(embedding, scope)
                 with stage("search", "vector", times_ms):
                     nearest, similar = await find_neighbours(
                         snapshot,
@@ -91,6 +93,7 @@ class HybridSearcher:
         return SearchResult(
             hits=hits,
             query_vector=vector,
+            embedder=embedder,
             query_terms=list(matches.term_counts),
             coverage=matches.coverage(scope.chunks_count),
             explanation=self._explanation(
@@ -100,30 +103,30 @@ class HybridSearcher:
 
     @asynccontextmanager
     async def _embedding(
-        self, query: str, request: SearchRequest
-    ) -> AsyncGenerator["asyncio.Task[NDArray[np.float32]] | None"]:
+        self, query: str, caller: Caller, request: SearchRequest
+    ) -> AsyncGenerator[Question | None]:
         """The embedding of the query under way; ended with the search, however that ends."""
         if request.mode == "keyword":
             yield None
             return
-        task = asyncio.create_task(self._query_embedder.embed([query], "query"))
-        try:
-            yield task
-        finally:
-            if not task.done():
-                task.cancel()
-            elif not task.cancelled():
-                task.exception()  # seen, even when the search failed before it was needed
+        place = (caller.tenant_id, request.collections, request.candidate_model)
+        async with self._models.question(query, place) as question:
+            yield question
 
-    def _check_model(self, scope: Scope) -> None:
-        running = self._query_embedder.embedder
-        if scope.model.digest != running.digest:
+    async def _vector(
+        self, question: Question, scope: Scope
+    ) -> tuple[NDArray[np.float32], QueryEmbedder]:
+        """The query as the scope's own model sees it; raises InvalidInput when that is gone."""
+        try:
+            return await question.vector()
+        except ModelMissing as error:
             names = ", ".join(collection.name for collection in scope.collections)
+            running = self._models.default.embedder.name
             raise InvalidInput(
-                f"{names} was embedded with {scope.model.name}; this service runs {running.name}, "
-                "whose vectors mean something else.",
-                hint="Ingest the collection again, or search it with mode keyword.",
-            )
+                f"{names} was embedded with {scope.model.name}; this service runs {running}, "
+                f"whose vectors mean something else. {error.detail}",
+                hint=f"{error.hint} Or search it with mode keyword.",
+            ) from error
 
     def _explanation(
         self,

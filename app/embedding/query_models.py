@@ -1,0 +1,191 @@
+"""The models that questions are embedded with: the configured one, and those of other collections.
+
+Vectors of a question and of passages are comparable only if one model made both. Which one that is,
+only the database knows, at the moment of the search; so a question is embedded with the model that
+was right the last time, while that is being found out, and again if it has changed since.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+
+from app.config import Settings
+from app.db.vectors import StoredModel
+from app.embedding.base import Vectors
+from app.embedding.known import ModelMissing, open_known
+from app.embedding.loading import usable_cores
+from app.embedding.query import QueryEmbedder
+from app.errors import EmbeddingUnavailable, FootnoteError
+
+LOADING_PATIENCE_SECONDS = 5.0
+"""So long a search waits for a model that is being loaded; an export that is there takes one."""
+
+RETRY_SECONDS = 30.0
+"""So long a model that could not be loaded is not tried again."""
+
+GUESSES_KEPT = 10_000
+
+log = structlog.get_logger(__name__)
+
+FindModel = Callable[[int], Awaitable[StoredModel]]
+
+
+class QueryModels:
+    """Loaded models by their digest. `default` is the configured one, which always stays.
+
+    Of the others the `embedding_models_loaded` used last stay. Belongs to one event loop.
+    """
+
+    def __init__(self, settings: Settings, default: QueryEmbedder, find_model: FindModel) -> None:
+        self.default = default
+        self._settings = settings
+        self._find_model = find_model
+        self._loaded: OrderedDict[str, QueryEmbedder] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[QueryEmbedder]] = {}
+        self._failed: dict[str, tuple[float, FootnoteError]] = {}
+        self._guesses: OrderedDict[Hashable, str] = OrderedDict()
+
+    async def get(self, model_id: int, digest: str) -> QueryEmbedder:
+        """The model, loaded if need be.
+
+        Raises ModelMissing when its files are not here, and EmbeddingUnavailable when it cannot
+        be loaded or is still being loaded.
+        """
+        if (ready := self._ready(digest)) is not None:
+            return ready
+        failed_at, error = self._failed.get(digest, (0.0, None))
+        if error is not None and time.monotonic() < failed_at + RETRY_SECONDS:
+            raise error
+        task = self._loading.get(digest) or self._load(digest, lambda: self._find_model(model_id))
+        done, _ = await asyncio.wait({task}, timeout=LOADING_PATIENCE_SECONDS)
+        if not done:
+            raise EmbeddingUnavailable(
+                "The collection's embedding model is being loaded.", hint="Try again in a moment."
+            )
+        return task.result()
+
+    async def preload(self, models: Iterable[StoredModel]) -> None:
+        """Load those that are not, the most important first, as long as there is room."""
+        for model in list(models)[: self._settings.embedding_models_loaded]:
+            failed_at, _ = self._failed.get(model.digest, (0.0, None))
+            if self._ready(model.digest) is None and time.monotonic() > failed_at + RETRY_SECONDS:
+                task = self._loading.get(model.digest) or self._load(
+                    model.digest, partial(_found, model)
+                )
+                await asyncio.wait({task})
+
+    @asynccontextmanager
+    async def question(self, text: str, place: Hashable) -> AsyncGenerator["Question"]:
+        """The embedding of a question to `place` under way; ended with the search, however that ends.
+
+        `place` is whatever had one model the last time.
+        """
+        question = Question(self, text, place)
+        question.begin(self._ready(self._guesses.get(place, "")) or self.default)
+        try:
+            yield question
+        finally:
+            question.end()
+
+    def remember(self, place: Hashable, digest: str) -> None:
+        self._guesses[place] = digest
+        self._guesses.move_to_end(place)
+        while len(self._guesses) > GUESSES_KEPT:
+            self._guesses.popitem(last=False)
+
+    async def close(self) -> None:
+        for task in self._loading.values():
+            task.cancel()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        for embedder in (self.default, *self._loaded.values()):
+            embedder.close()
+
+    def _ready(self, digest: str) -> QueryEmbedder | None:
+        if digest == self.default.embedder.digest:
+            return self.default
+        if (embedder := self._loaded.get(digest)) is not None:
+            self._loaded.move_to_end(digest)
+        return embedder
+
+    def _load(
+        self, digest: str, find: Callable[[], Awaitable[StoredModel]]
+    ) -> "asyncio.Task[QueryEmbedder]":
+        task = self._loading[digest] = asyncio.create_task(self._opened(digest, find))
+        task.add_done_callback(lambda done: self._note(digest, done))
+        return task
+
+    async def _opened(
+        self, digest: str, find: Callable[[], Awaitable[StoredModel]]
+    ) -> QueryEmbedder:
+        model = await find()
+        if model.digest != digest:
+            raise ModelMissing(f"The embedding model {model.name} was registered anew just now.")
+        threads = self._settings.embedding_threads
+        embedder = await asyncio.to_thread(
+            open_known, self._settings, model, threads=max(1, usable_cores() // threads)
+        )
+        log.info("embedding_model_loaded", model=model.name)
+        return QueryEmbedder(embedder, threads=threads, waiters=self._settings.embedding_waiters)
+
+    def _note(self, digest: str, done: "asyncio.Task[QueryEmbedder]") -> None:
+        del self._loading[digest]
+        if done.cancelled():
+            return
+        if (error := done.exception()) is None:
+            self._failed.pop(digest, None)
+            self._loaded[digest] = done.result()
+            while len(self._loaded) > self._settings.embedding_models_loaded:
+                # Not closed: whoever embeds with it just now has it until he is done.
+                self._loaded.popitem(last=False)
+        elif isinstance(error, FootnoteError):
+            self._failed[digest] = (time.monotonic(), error)
+            log.warning("embedding_model_not_loaded", digest=digest, reason=error.detail)
+
+
+class Question:
+    """A question on its way to a vector; `model` is the one that was guessed until `settle`."""
+
+    def __init__(self, models: QueryModels, text: str, place: Hashable) -> None:
+        self._models = models
+        self._text = text
+        self._place = place
+
+    def begin(self, guessed: QueryEmbedder) -> None:
+        self._digest = guessed.embedder.digest
+        self._task = asyncio.create_task(self._embed(guessed))
+
+    def settle(self, model_id: int, digest: str) -> None:
+        """Say which model it is; embeds anew when that is another than was guessed."""
+        self._models.remember(self._place, digest)
+        if digest != self._digest:
+            self.end()
+            self._digest = digest
+            self._task = asyncio.create_task(self._embed_by(model_id, digest))
+
+    async def vector(self) -> tuple[Vectors, QueryEmbedder]:
+        """The question's vector, float32, shape (dimensions,), and the model that made it.
+
+        Raises what `QueryModels.get` and `QueryEmbedder.embed` raise.
+        """
+        return await self._task
+
+    def end(self) -> None:
+        if not self._task.done():
+            self._task.cancel()
+        elif not self._task.cancelled():
+            self._task.exception()  # seen, even when the search failed before it was needed
+
+    async def _embed_by(self, model_id: int, digest: str) -> tuple[Vectors, QueryEmbedder]:
+        return await self._embed(await self._models.get(model_id, digest))
+
+    async def _embed(self, embedder: QueryEmbedder) -> tuple[Vectors, QueryEmbedder]:
+        return (await embedder.embed([self._text], "query"))[0], embedder
+
+
+async def _found(model: StoredModel) -> StoredModel:
+    return model

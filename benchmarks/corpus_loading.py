@@ -219,6 +219,7 @@ def _chunk_rows(
                 end_char=start + len(passage),
                 tokens=document.tokens[ordinal],
                 content_hash=hashlib.sha256(embedded_text(document, ordinal).encode()).digest(),
+                page_breaks=[],
             )
             start += len(passage) + len(SEPARATOR)
 

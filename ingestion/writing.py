@@ -37,9 +37,20 @@ class Superseded(Exception):
     """Somebody else wrote this document meanwhile; look at its source again."""
 
 
+class ModelSwitched(Exception):
+    """Another model serves the collection by now; embed the passages with that one."""
+
+    def __init__(self, model_id: int) -> None:
+        super().__init__(f"model {model_id} serves now")
+        self.model_id = model_id
+
+
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Where documents are written: a collection, the model of its vectors, and its settings."""
+    """Where documents are written: a collection, its settings, and the model of its vectors.
+
+    The model is that of the beginning; when another one serves in the end, writing says so.
+    """
 
     tenant_id: int
     collection_id: int
@@ -66,13 +77,14 @@ class Passages:
 class NewVersion:
     """Everything about a version before it is written; its chunk ids are reserved already.
 
-    `given` is the metadata that came with the original.
+    `model_id` is the model that made the vectors, `given` the metadata that came with the original.
     """
 
     sha256: bytes
     pipeline_digest: str
     parsed: ParsedDocument
     passages: Passages
+    model_id: int
     vectors: Vectors
     first_chunk_id: int
     given: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -112,8 +124,10 @@ async def write_file(
 ) -> Change:
     """Make the version serve. Done a second time, after a COMMIT that got lost, it does nothing.
 
-    Raises Superseded when another version serves than the one that the file was compared with.
+    Raises Superseded when another version serves than the one that the file was compared with, and
+    ModelSwitched when its vectors are of another model than the one that serves.
     """
+    await enter_with(connection, shelf.collection_id, version)
     document = await _enter_file(connection, shelf, file)
     served = document.version
     if document.serves(version.sha256, version.pipeline_digest):
@@ -217,6 +231,14 @@ async def _restore(connection: AsyncConnection, document: StoredDocument, file: 
     )
 
 
+async def enter_with(
+    connection: AsyncConnection, collection_id: int, version: NewVersion
+) -> None:
+    """Begin to write the version; raises ModelSwitched when it has another model's vectors."""
+    if (model_id := await enter_collection(connection, collection_id)) != version.model_id:
+        raise ModelSwitched(model_id)
+
+
 # --- what both write ------------------------------------------------------------------------------
 
 
@@ -279,7 +301,7 @@ async def put_version(
     reach("version.chunks_written")
     await add_vectors(
         connection,
-        shelf.model_id,
+        version.model_id,
         shelf.tenant_id,
         shelf.collection_id,
         version.chunk_ids,
@@ -374,4 +396,5 @@ def _chunk_rows(
             end_char=chunk.end,
             tokens=chunk.tokens,
             content_hash=content_hash,
+            page_breaks=list(chunk.page_breaks),
         )

@@ -18,8 +18,8 @@ async def contents(engine: AsyncEngine) -> dict[str, list[tuple[Any, ...]]]:
         rows = await connection.execute(
             text(
                 """
-                SELECT d.uri, c.ordinal, c.text, c.context, c.heading, c.page, c.start_char,
-                  c.end_char, c.tokens, c.content_hash, e.vector::text AS vector
+                SELECT d.uri, c.ordinal, c.text, c.context, c.heading, c.page, c.page_breaks,
+                  c.start_char, c.end_char, c.tokens, c.content_hash, e.vector::text AS vector
                 FROM documents AS d JOIN chunks AS c ON c.version_id = d.current_version_id
                 LEFT JOIN embeddings AS e ON e.chunk_id = c.id
                 ORDER BY d.uri, c.ordinal

@@ -146,6 +146,7 @@ async def add_document(
                 end_char=end - 2,
                 tokens=len(passage.split()),
                 content_hash=hashlib.sha256(passage.encode()).digest(),
+                page_breaks=[],
             )
             for ordinal, (chunk_id, passage, end) in enumerate(
                 zip(chunk_ids, source.passages, ends, strict=True)

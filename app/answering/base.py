@@ -25,7 +25,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """`quote` is the exact text of the document at `start:end` that bears the sentence out."""
+    """`quote` is the exact text of the document at `start:end` that bears the sentence out.
+
+    `page` is the one that the quote begins on.
+    """
 
     marker: int
     chunk_id: int

@@ -84,7 +84,7 @@ class Grounding:
             document_id=hit.document_id,
             title=hit.title,
             uri=hit.uri,
-            page=hit.page,
+            page=hit.page_at(start),
             start=hit.start + start,
             end=hit.start + end,
             quote=hit.text[start:end],

@@ -24,11 +24,12 @@ class ChunkRow(NamedTuple):
     end_char: int
     tokens: int
     content_hash: bytes
+    page_breaks: list[int]
 
 
 _COLUMN_TYPES = [
     *("int8", "int4", "int4", "uuid", "int8", "int4", "text", "text", "text[]"),
-    *("int4", "int4", "int4", "int4", "bytea"),
+    *("int4", "int4", "int4", "int4", "bytea", "int4[]"),
 ]
 _COPY = f"COPY chunks ({', '.join(ChunkRow._fields)}) FROM STDIN (FORMAT BINARY)"
 

@@ -23,7 +23,7 @@ async def read_hits(
     rows = await snapshot.fetch(
         f"""
         SELECT c.id, c.document_id, c.collection_id, d.title, d.uri, c.text, c.heading, c.page,
-          c.start_char, c.end_char, c.content_hash
+          c.start_char, c.end_char, c.content_hash, c.page_breaks
         FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
         WHERE c.id = ANY(%(chunk_ids)s) AND {scope.visible_documents}
         """,  # noqa: S608 - conditions of the scope
@@ -48,6 +48,7 @@ async def read_hits(
             end=row[9],
             score=float(ranking.scores[place]),
             content_hash=row[10],
+            page_breaks=tuple(row[11]),
             similarity=ranking.similarity(place),
             explanation=ranking.explain(place) if request.explain else None,
         )

@@ -48,6 +48,8 @@ class Chunk(Base):
 
     `context` is what the models see above the passage besides its title and headings, such as
     the header row of a split table. `content_hash` is the SHA-256 of the text that is embedded.
+    `page` is the one that the passage begins on, `page_breaks` are the places in `text` where the
+    following ones begin.
     """
 
     __tablename__ = "chunks"
@@ -67,6 +69,7 @@ class Chunk(Base):
     context: Mapped[str] = mapped_column(Text, server_default="")
     heading: Mapped[list[str]] = mapped_column(ARRAY(Text))
     page: Mapped[int | None] = mapped_column(Integer)
+    page_breaks: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default="{}")
     start_char: Mapped[int] = mapped_column(Integer)
     end_char: Mapped[int] = mapped_column(Integer)
     tokens: Mapped[int] = mapped_column(Integer)

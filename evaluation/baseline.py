@@ -50,10 +50,7 @@ def save(outcomes: Iterable[Outcome], path: Path) -> None:
         outcome_record(outcome)
         | {
             "questions": outcome.questions,
-            "scores": {
-                mode: {name: [round(one, 6) for one in values] for name, values in scores.items()}
-                for mode, scores in outcome.scores.items()
-            },
+            "scores": {mode: dict(scores) for mode, scores in outcome.scores.items()},
         }
         for outcome in outcomes
     ]

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from evaluation.options import ApiKey, AsJson, Seed, Url, address, progress
+from evaluation.own_commands import generate_questions, tune_weights
 from evaluation.run_command import run_sets
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure how well a running Footnote finds.", no_args_is_help=True)
 app.command("run")(run_sets)
+app.command("generate")(generate_questions)
+app.command("tune")(tune_weights)
 
 
 @app.callback()

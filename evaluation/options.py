@@ -1,7 +1,9 @@
 """What the commands of `footnote eval` have in common: options, and bars for what takes a while."""
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,13 +18,45 @@ from rich.progress import (
 )
 
 from app.commands.output import AsJson, quiet_settings
+from app.errors import InvalidInput
 from app.listening import base_url
 
 if TYPE_CHECKING:
-    from evaluation.run import Tell
+    from evaluation.datasets import Dataset
+    from evaluation.questions import GoldenSet
+    from evaluation.run import Judged, Plan, Tell
+    from evaluation.service import Service
 
-__all__ = ["ApiKey", "AsJson", "Seed", "Url", "address", "progress"]
+__all__ = [
+    "AboutCollection", "ApiKey", "AsJson", "Asked", "Limit", "Questions", "Seed", "Sets", "Split",
+    "Url", "address", "progress",
+]  # fmt: skip
 
+Sets = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Folders with corpus.jsonl, queries.jsonl and qrels/, or files in the form of SQuAD:"
+        " each is ingested into a collection of its own.",
+        metavar="SET…",
+        show_default=False,
+    ),
+]
+Questions = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own questions (CSV or JSONL) about a collection that is there.", metavar="FILE"
+    ),
+]
+AboutCollection = Annotated[
+    str, typer.Option(help="The collection that --questions are about.", metavar="NAME")
+]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Which of the judgements in qrels/; `test` if there are several."),
+]
+Limit = Annotated[
+    int | None, typer.Option(help="Draw this many questions of each set.", min=1, metavar="N")
+]
 Url = Annotated[
     str | None,
     typer.Option(
@@ -40,6 +74,50 @@ Seed = Annotated[int, typer.Option(help="Of everything that is drawn.", metavar=
 
 def address(url: str | None) -> str:
     return url or base_url(quiet_settings())
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The sets and questions that a command names, read before anything is asked."""
+
+    datasets: "list[Dataset]"
+    golden: "GoldenSet | None"
+    collection: str
+
+    @classmethod
+    def read(
+        cls, sets: Sequence[Path] | None, split: str | None, questions: Path | None, collection: str
+    ) -> "Asked":
+        """Raises InvalidInput for what cannot be read, and where nothing was named."""
+        from evaluation.datasets import load_dataset  # noqa: PLC0415 - heavy, for every command
+        from evaluation.questions import load_golden_set  # noqa: PLC0415 - as above
+
+        if not sets and questions is None:
+            raise InvalidInput(
+                "There is nothing to measure.", hint="Name a set, or your own --questions."
+            )
+        return cls(
+            [load_dataset(path, split) for path in sets or ()],
+            load_golden_set(questions) if questions is not None else None,
+            collection,
+        )
+
+    async def one_by_one(
+        self, url: str, api_key: str | None, plan: "Plan", *, is_quiet: bool
+    ) -> "AsyncGenerator[tuple[Service, Judged, Tell]]":
+        """Each ready to be asked; the sets in collections of their own, as long as it is its turn."""
+        from evaluation.run import open_dataset, open_golden  # noqa: PLC0415 - as above
+        from evaluation.service import open_service  # noqa: PLC0415 - as above
+
+        async with open_service(url, api_key) as service:
+            for dataset in self.datasets:
+                with progress(dataset.name, is_quiet=is_quiet) as tell:
+                    async with open_dataset(service, dataset, plan, tell) as judged:
+                        yield service, judged, tell
+            if self.golden is not None:
+                with progress(self.golden.name, is_quiet=is_quiet) as tell:
+                    judged = await open_golden(service, self.golden, self.collection, plan)
+                    yield service, judged, tell
 
 
 @contextmanager

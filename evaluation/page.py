@@ -41,7 +41,7 @@ MEASURE_WORDS = {
 MODE_WORDS = {
     "keyword": "keyword (BM25)",
     "vector": "vector",
-    RRF: "rank fusion (RRF) of both",
+    RRF: "RRF of both",
     "hybrid": "hybrid",
     "rerank": "hybrid, reranked",
 }

@@ -1,7 +1,8 @@
 """Questions through a running service: asked in every mode, timed, judged and measured."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any, TypeVar
@@ -85,41 +86,48 @@ class Outcome:
         return [mode for mode in MODES if mode in self.rankings][-1]
 
 
-async def run(service: Service, dataset: Dataset, plan: Plan, tell: Tell) -> Outcome:
-    """Ingest a set into a collection of its own, ask and measure; then delete the collection."""
-    async with service.temporary_collection(keep=plan.keep) as name:
-        names = await ingest(service, name, dataset, tell)
-        judge = DatasetJudge(dataset, names)
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Queries, the collection that they are asked of, and who judges what is found.
+
+    `documents` were given, where that is known.
+    """
+
+    name: str
+    collection: str
+    queries: dict[str, str]
+    judge: Judge
+    documents: int | None = None
+
+
+@asynccontextmanager
+async def open_dataset(
+    service: Service, dataset: Dataset, plan: Plan, tell: Tell
+) -> AsyncGenerator[Judged]:
+    """A set in a collection of its own, which is deleted afterwards unless it is to be kept."""
+    async with service.temporary_collection(keep=plan.keep) as collection:
+        names = await ingest(service, collection, dataset, tell)
         queries = limited(dataset.queries, plan.limit, plan.seed)
-        return await ask_all(
-            service, dataset.name, name, queries, judge, plan, tell, len(dataset.documents)
-        )
+        judge = DatasetJudge(dataset, names)
+        yield Judged(dataset.name, collection, queries, judge, len(dataset.documents))
 
 
-async def run_golden(
-    service: Service, golden: GoldenSet, collection: str, plan: Plan, tell: Tell
-) -> Outcome:
-    """Ask questions about the documents that a collection holds already."""
+async def open_golden(service: Service, golden: GoldenSet, collection: str, plan: Plan) -> Judged:
+    """Questions about the documents that a collection holds already."""
     await service.collection(collection)
     queries = {one.id: one.text for one in golden.questions if one.expected}
     queries = limited(queries, plan.limit, plan.seed)
     judge = GoldenJudge(golden, queries, await service.documents(collection))
-    return await ask_all(service, golden.name, collection, queries, judge, plan, tell)
+    return Judged(golden.name, collection, queries, judge)
 
 
-async def ask_all(
-    service: Service,
-    name: str,
-    collection: str,
-    queries: Mapping[str, str],
-    judge: Judge,
-    plan: Plan,
-    tell: Tell,
-    documents: int | None = None,
-) -> Outcome:
-    """Ask every query in every mode; `documents` were given, if that is known."""
+async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> Outcome:
+    """Ask every query in every mode, and measure."""
+    collection, queries, judge = judged.collection, judged.queries, judged.judge
     if not queries:
-        raise InvalidInput(f"{name} asks for nothing that could be found.", hint="Add questions.")
+        raise InvalidInput(
+            f"{judged.name} asks for nothing that could be found.", hint="Add questions."
+        )
     setup = await service.setup(collection, next(iter(queries.values())))
     modes = [one for one in plan.modes if one != "rerank" or setup["reranker"]]
     if not modes:
@@ -141,9 +149,9 @@ async def ask_all(
         for mode in asked[0].rankings
     }
     held = await service.collection(collection)
-    given = held["documents"] if documents is None else documents
+    given = held["documents"] if judged.documents is None else judged.documents
     return Outcome(
-        dataset=name,
+        dataset=judged.name,
         documents=given,
         failed=given - held["documents"],
         passages=held["chunks"],

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import aclosing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,19 @@ import typer
 
 from app.commands.output import console
 from app.errors import InvalidInput
-from evaluation.options import ApiKey, AsJson, Seed, Url, address, progress
+from evaluation.options import (
+    AboutCollection,
+    ApiKey,
+    AsJson,
+    Asked,
+    Limit,
+    Questions,
+    Seed,
+    Sets,
+    Split,
+    Url,
+    address,
+)
 
 if TYPE_CHECKING:
     from evaluation.baseline import Change
@@ -28,39 +41,17 @@ class Mode(StrEnum):
 
 
 def run_sets(
-    sets: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Folders with corpus.jsonl, queries.jsonl and qrels/, or files in the form of"
-            " SQuAD: each is ingested into a collection of its own.",
-            metavar="SET…",
-            show_default=False,
-        ),
-    ] = None,
-    questions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Your own questions (CSV or JSONL) about a collection that is there.",
-            metavar="FILE",
-        ),
-    ] = None,
-    collection: Annotated[
-        str, typer.Option(help="The collection that --questions are about.", metavar="NAME")
-    ] = "default",
+    sets: Sets = None,
+    questions: Questions = None,
+    collection: AboutCollection = "default",
     url: Url = None,
     api_key: ApiKey = None,
     mode: Annotated[
         list[Mode] | None,
         typer.Option(help="Only this mode; may be repeated.", show_default=False),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Which of the judgements in qrels/; `test` if there are several."),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Draw this many questions of each set.", min=1, metavar="N"),
-    ] = None,
+    split: Split = None,
+    limit: Limit = None,
     timed: Annotated[
         int,
         typer.Option(help="Questions that are asked one by one, for their time.", min=0),
@@ -119,19 +110,14 @@ def run_sets(
     from evaluation.records import outcome_record  # noqa: PLC0415 - as above
     from evaluation.run import MODES, Plan  # noqa: PLC0415 - as above
 
-    if not sets and questions is None:
-        raise InvalidInput(
-            "There is nothing to measure.", hint="Name a set, or your own --questions."
-        )
+    asked = Asked.read(sets, split, questions, collection)
     gate = read_gate(fail_below or (), max_drop or (), strict=strict)
     if gate.drops and baseline is None:
         raise InvalidInput("--max-drop is of nothing.", hint="Name the --baseline to compare with.")
     saved = load(baseline) if baseline else None
     modes = tuple(one for one in MODES if one in mode) if mode else MODES
     plan = Plan(modes=modes, limit=limit, timed=timed, seed=seed, keep=keep)
-    outcomes = asyncio.run(
-        _run_all(sets or [], split, questions, collection, address(url), api_key, plan, as_json)
-    )
+    outcomes = asyncio.run(_run_all(asked, address(url), api_key, plan, as_json))
     since = [changes(one, saved) if saved is not None else [] for one in outcomes]
     _write(outcomes, since, report, save, results, trec)
     failed = [
@@ -196,29 +182,11 @@ def _change_record(changes: "Sequence[Change]") -> dict[str, object]:
 
 
 async def _run_all(
-    paths: Sequence[Path],
-    split: str | None,
-    questions: Path | None,
-    collection: str,
-    url: str,
-    api_key: str | None,
-    plan: "Plan",
-    is_quiet: bool,
+    asked: "Asked", url: str, api_key: str | None, plan: "Plan", is_quiet: bool
 ) -> "list[Outcome]":
-    """The sets in their order, then the questions; everything is read before anything is asked."""
-    from evaluation.datasets import load_dataset  # noqa: PLC0415 - as above
-    from evaluation.questions import load_golden_set  # noqa: PLC0415 - as above
-    from evaluation.run import run, run_golden  # noqa: PLC0415 - as above
-    from evaluation.service import open_service  # noqa: PLC0415 - as above
+    from evaluation.run import ask_all  # noqa: PLC0415 - as above
 
-    datasets = [load_dataset(path, split) for path in paths]
-    golden = load_golden_set(questions) if questions is not None else None
-    outcomes: list[Outcome] = []
-    async with open_service(url, api_key) as service:
-        for dataset in datasets:
-            with progress(dataset.name, is_quiet=is_quiet) as tell:
-                outcomes.append(await run(service, dataset, plan, tell))
-        if golden is not None:
-            with progress(golden.name, is_quiet=is_quiet) as tell:
-                outcomes.append(await run_golden(service, golden, collection, plan, tell))
-    return outcomes
+    async with aclosing(asked.one_by_one(url, api_key, plan, is_quiet=is_quiet)) as opened:
+        return [
+            await ask_all(service, judged, plan, tell) async for service, judged, tell in opened
+        ]

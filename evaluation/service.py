@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import uuid4
@@ -94,6 +94,11 @@ class Service:
         body: dict[str, Any] = {"query": query, "collection": collection, "limit": limit}
         body |= {"mode": "hybrid", "rerank": True} if mode == "rerank" else {"mode": mode}
         return await self._call("POST", "/api/search", json=body | options)
+
+    async def passages(self, collection: str, document: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """A document's passages, as hits of a search that asks for nothing else."""
+        only = {"$document_id": document["id"]}
+        return await self.search(collection, document["title"], "vector", filters=only)
 
     async def setup(self, collection: str, query: str) -> dict[str, Any]:
         """What takes part in a search: models, weights, the collection's own settings."""

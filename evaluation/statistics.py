@@ -15,6 +15,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 0
 
+_ROUNDING = 1e-9
 _NUMBERS_AT_ONCE = 20_000_000
 
 
@@ -28,7 +29,7 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+        return self.low > _ROUNDING or self.high < -_ROUNDING
 
     def record(self, digits: int = 4) -> dict[str, float]:
         return {

@@ -299,7 +299,7 @@ async def test_no_database_is_told_as_such(settings: Settings) -> None:
 async def test_no_free_connection_is_told_as_such(database_url: str, settings: Settings) -> None:
     impatient = settings.model_copy(update={"database_timeout_seconds": 0.05})
     engine = open_engine(impatient, database_url)
-    async with open_index(engine, impatient, pool_size=1) as index, index.snapshots.open():
+    async with open_index(engine, impatient, pool_size=1) as index, index.snapshots.open(1):
         with pytest.raises(Overloaded):
             await index.search("travel")
     await engine.dispose()

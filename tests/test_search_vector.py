@@ -80,7 +80,7 @@ async def nearest(
     limit: int = LIMIT,
     **narrowing: NDArray[np.int64],
 ) -> list[int]:
-    async with snapshots.open(SETTINGS) as snapshot:
+    async with snapshots.open(1, SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], filters)
         allowed = await allowed_chunks(snapshot, scope) if scope.condition else None
         found, _ = await find_neighbours(
@@ -127,7 +127,7 @@ async def test_the_index_finds_what_comparing_all_finds(
 
 @pytest.mark.parametrize("indexed", [1, 3], indirect=True)
 async def test_the_index_is_used_where_it_pays(indexed: Snapshots, queries: Query) -> None:
-    async with indexed.open(SETTINGS) as snapshot:
+    async with indexed.open(1, SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], {})
         plan = await snapshot.fetch(
             "EXPLAIN " + vector._indexed(scope) + " ORDER BY distance LIMIT 50",  # pyright: ignore[reportPrivateUsage]
@@ -137,7 +137,7 @@ async def test_the_index_is_used_where_it_pays(indexed: Snapshots, queries: Quer
 
 
 async def test_nearest_first_and_as_similar_as_they_are(indexed: Snapshots, queries: Query) -> None:
-    async with indexed.open(SETTINGS) as snapshot:
+    async with indexed.open(1, SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["small"], {})
         found, asked = await find_neighbours(
             snapshot, scope, queries[0], 5, others=np.array([CHUNKS + 1, CHUNKS + 20])
@@ -153,7 +153,7 @@ async def test_nearest_first_and_as_similar_as_they_are(indexed: Snapshots, quer
 async def test_others_outside_the_scope_have_no_similarity(
     indexed: Snapshots, queries: Query
 ) -> None:
-    async with indexed.open(SETTINGS) as snapshot:
+    async with indexed.open(1, SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["small"], {})
         _, asked = await find_neighbours(
             snapshot, scope, queries[0], 5, others=np.array([1, CHUNKS + 1])
@@ -170,7 +170,7 @@ async def test_where_the_index_gives_up_all_are_compared(
         "SET LOCAL hnsw.iterative_scan = off; SET LOCAL hnsw.ef_search = 10",
     )
     force(monkeypatch, index=True)
-    async with indexed.open(vector.SETTINGS) as snapshot:
+    async with indexed.open(1, vector.SETTINGS) as snapshot:
         scope = await resolve(snapshot, LOCAL_OWNER, ["large"], {"n": 6})
         allowed = await allowed_chunks(snapshot, scope)
         found, _ = await find_neighbours(snapshot, scope, queries[0], LIMIT, allowed=allowed)

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from app.config import Settings
 from app.db.embedded import EmbeddedPostgres
+from app.db.row_security import MAKE_READER
 from app.db.session import sqlalchemy_url
 from app.db.supervision import kept_running
 from app.errors import DatabaseUnavailable, DatabaseUnsuitable
@@ -104,6 +105,9 @@ def _upgrade(connection: Connection) -> None:
     revision = _revision(connection)
     connection.rollback()
     if revision == _scripts().get_current_head():
+        # An administrator may have granted meanwhile what was missing.
+        connection.execute(text(MAKE_READER))
+        connection.commit()
         return
     _refuse_newer(revision)
     config = Config(attributes={"connection": connection, "lock_timeout": LOCK_TIMEOUT})

@@ -12,6 +12,7 @@ import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
+from app.db import row_security
 from app.db.session import open_engine
 from app.db.transactions import translated_errors
 
@@ -36,16 +37,18 @@ class Snapshots:
 
     def __init__(self, settings: Settings, url: str, *, pool_size: int | None = None) -> None:
         self.engine = open_engine(settings, url, pool_size=pool_size, for_snapshots=True)
+        self._guarded = settings.row_level_security == "on"
 
     @asynccontextmanager
-    async def open(self, settings: str = "") -> AsyncGenerator[Snapshot]:
-        """A new snapshot; `settings` are `SET LOCAL` statements for it.
+    async def open(self, tenant_id: int, settings: str = "") -> AsyncGenerator[Snapshot]:
+        """A new snapshot of what this tenant has; `settings` are `SET LOCAL` statements for it.
 
         Raises DatabaseUnavailable and Overloaded in place of the driver's errors.
         """
+        reader = row_security.enter(tenant_id) if self._guarded else ""
         with translated_errors():
             async with AsyncExitStack() as stack:
-                connection, driver = await self._begin(settings)
+                connection, driver = await self._begin(reader + settings)
                 stack.push_async_exit(connection)
                 yield Snapshot(driver)
 

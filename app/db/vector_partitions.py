@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import Integer
 
 from app.db.documents import reserve_chunk_ids
+from app.db.row_security import OWN_ROWS, grant, guard
 from app.failpoints import reach
 
 log = structlog.get_logger(__name__)
@@ -94,6 +95,9 @@ async def make_partition(connection: AsyncConnection, model_id: int, dimensions:
             f" FOR VALUES IN ({model_id:d}) PARTITION BY RANGE (chunk_id)"
         )
     )
+    # A search names the partition, whose own policy counts then and not its parent's.
+    for statement in (*guard(partition, OWN_ROWS), grant(partition)):
+        await connection.execute(text(statement))
     await _make_leaf(connection, model_id, 0, dimensions, "MINVALUE")
 
 

@@ -140,9 +140,6 @@ async def store(
     tools: "Tools",
     write: Write[Result],
 ) -> Result:
-    async def reserve(connection: AsyncConnection) -> int:
-        return await reserve_chunk_ids(connection, len(passages.chunks))
-
     with stage("ingest", "write"):
         version = NewVersion(
             sha256=original.sha256,
@@ -150,7 +147,7 @@ async def store(
             parsed=parsed,
             passages=passages,
             vectors=vectors,
-            first_chunk_id=await tools.transaction(reserve),
+            first_chunk_id=await tools.chunk_ids(len(passages.chunks)),
             given=original.given,
         )
         reach("pipeline.ids_reserved")
@@ -186,6 +183,7 @@ def digest_of(embedder: Embedder, chunking: Chunking, own: CollectionSettings) -
 
 # --- what it works with ---------------------------------------------------------------------------
 
+CHUNK_IDS_RESERVED = 1000
 DATABASE_CONNECTIONS = 4
 DATABASE_PATIENCE_SECONDS = 30.0
 
@@ -213,6 +211,8 @@ class Tools:
         # More threads would only fight for the interpreter.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chunking")
         self._connections = asyncio.Semaphore(DATABASE_CONNECTIONS)
+        self._chunk_ids = range(0)
+        self._reserving = asyncio.Lock()
 
     def chunking(self, own: CollectionSettings) -> Chunking:
         """How a collection's texts are cut: its own word, else the service's."""
@@ -234,6 +234,21 @@ class Tools:
             return await in_transaction(
                 self.engine.begin, work, patience_seconds=DATABASE_PATIENCE_SECONDS
             )
+
+    async def chunk_ids(self, count: int) -> int:
+        """The first of so many consecutive ids; what is left of them at the end is never used.
+
+        Reserved by the thousand: each time is a transaction that all writers wait for.
+        """
+        async with self._reserving:
+            if len(self._chunk_ids) < count:
+                reserved_count = max(count, CHUNK_IDS_RESERVED)
+                first = await self.transaction(
+                    lambda connection: reserve_chunk_ids(connection, reserved_count)
+                )
+                self._chunk_ids = range(first, first + reserved_count)
+            taken, self._chunk_ids = self._chunk_ids[:count], self._chunk_ids[count:]
+            return taken.start
 
     async def model_id(self) -> int:
         """The id of the model, which is loaded only if it was never used with this database."""

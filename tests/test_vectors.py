@@ -53,6 +53,25 @@ async def test_known_texts_give_their_vectors_back(connection: AsyncConnection) 
     np.testing.assert_allclose(known[two], given[1], atol=1e-3)
 
 
+async def test_a_text_that_occurs_often_gives_one_vector(connection: AsyncConnection) -> None:
+    """Also where its first passage has none of this model."""
+    model_id = await register_model(connection, name="m", digest="d", dimensions=8)
+    other_id = await register_model(connection, name="m", digest="of another", dimensions=8)
+    given = unit_vectors(1, 1, 8)
+    collections = [
+        await add_collection(connection, name, of)
+        for name, of in (("other", other_id), ("books", model_id))
+    ]
+    await add_document(connection, collections[0], Source(["one"]), unit_vectors(2, 1, 8))
+    for number in range(3):
+        source = Source(["one"], uri=f"file:///{number}")
+        await add_document(connection, collections[1], source, given)
+    one = hashlib.sha256(b"one").digest()
+    known = await known_vectors(connection, 1, model_id, [one, one])
+    assert set(known) == {one}
+    np.testing.assert_allclose(known[one], given[0], atol=1e-3)
+
+
 async def test_vectors_of_another_tenant_are_unknown(connection: AsyncConnection) -> None:
     model_id = await register_model(connection, name="m", digest="d", dimensions=8)
     collection_id = await add_collection(connection, "books", model_id)

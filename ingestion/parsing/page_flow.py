@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ingestion.parsing.page_layout import Column, Line
-from ingestion.parsing.page_tables import Table
-from ingestion.parsing.page_text import (
+from ingestion.parsing.page_lines import (
     PARAGRAPH,
-    Style,
-    TextBlock,
     ends_sentence,
     is_caption,
     is_dotted,
@@ -23,8 +20,9 @@ from ingestion.parsing.page_text import (
     is_like_size,
     line_joint,
     parted,
-    read_text_blocks,
 )
+from ingestion.parsing.page_tables import Table
+from ingestion.parsing.page_text import Style, TextBlock, read_text_blocks
 from ingestion.parsing.tables import markdown_rows
 
 PASSED_BLOCKS_MAX = 8
@@ -33,7 +31,7 @@ BREAK_HEIGHTS = 0.9
 """A page is left early where another line had found room: it ends with a paragraph."""
 EARLY_SHARE = 0.25
 """A page that leaves more of the usual height empty than this was ended on purpose."""
-FLOWING_SHARE_MIN = 0.25
+FLOWING_SHARE_MIN = 0.1
 """In a text that flows, so many of the pages end in the middle of something."""
 USUAL_SHARE = 0.1
 TABLE_TOLERANCE = 0.03
@@ -148,7 +146,7 @@ class _Seam:
         is_small = first.size < self._style.body_size and not is_like_size(
             first, self._style.body_size
         )
-        return block.lines_count == 1 or is_caption(first) or is_small
+        return _is_running_head(block) or is_caption(first) or is_small
 
     def _tail(self, head: TextBlock) -> int | None:
         """The text above the break that a block may go on with: what is smaller is a note."""
@@ -187,16 +185,17 @@ class _Seam:
                 return None
         if is_caption(first.line):
             return None
-        is_short = self._below[head].lines_count == 1 and not is_lower
-        if is_short and (_RUNNING_HEAD.match(first.line.text) or first.line.text.isupper()):
+        if _is_running_head(self._below[head]):
             return None
         pitch = last.line.height + max(last.shape.gap, 0.0)
         is_hanging = last.line.left > above[0].line.left + last.line.height / 2
         is_gap = not is_open and (is_hanging or room.is_gap(last.line, pitch))
-        joint = line_joint(last, first, self._style, is_gap=is_gap)
+        joint = line_joint(last, first, self._style.words, is_gap=is_gap)
         if joint == PARAGRAPH:
             return None
-        goes_on_below = is_item(first.line) or (is_dotted(last.line) and is_dotted(first.line))
+        goes_on_below = is_item(first.line) or (
+            is_dotted(last.line.text) and is_dotted(first.line.text)
+        )
         return None if joint == "\n" and not goes_on_below else joint
 
     def _table_joint(self) -> str | None:
@@ -215,6 +214,13 @@ class _Seam:
         self._above.append(self._above.pop(ends[-1]))
         self._below.insert(0, self._below.pop(starts[0]))
         return "\n"
+
+
+def _is_running_head(block: TextBlock) -> bool:
+    """Whether it looks like one, with the number of its page or in capitals."""
+    if block.lines is None or block.lines_count > 1 or block.text[0].islower():
+        return False
+    return _RUNNING_HEAD.match(block.text) is not None or block.text.isupper()
 
 
 def _goes_on(above: Table, below: Table) -> bool:

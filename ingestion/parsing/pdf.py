@@ -19,9 +19,10 @@ from ingestion.parsing.drafts import NO_TEXT_OCR, NO_TEXT_WITHOUT_OCR, Draft
 from ingestion.parsing.formats import PDF
 from ingestion.parsing.page_flow import read_on
 from ingestion.parsing.page_layout import Column, Line, read_columns
+from ingestion.parsing.page_lines import plain_line
 from ingestion.parsing.page_rules import find_grids
 from ingestion.parsing.page_tables import ruled_tables
-from ingestion.parsing.page_text import Style, plain_line
+from ingestion.parsing.page_text import Style
 from ingestion.parsing.pdfium import DAMAGED, Pdf, Sheet, open_pdf
 
 EDGE_LINES = 2
@@ -34,6 +35,7 @@ _NUMBER = re.compile(r"\d+|\b[ivxlc]+\b", re.IGNORECASE)
 _PAGE_NUMBER = re.compile(
     r"(?i)[-–—|\s]*(?:page|seite|p\.?)?\s*(?:\d+|[ivxlc]+)\s*(?:(?:of|/|von|de)\s*\d+)?[-–—|\s]*"
 )
+_AT_AN_END = re.compile(r"^\d{1,5}(?!\S)|(?<!\S)\d{1,5}$")
 _SPACE = re.compile(r"\s+")
 _NO_TITLE = re.compile(r"(?i)(?:table of )?contents|inhalt(?:sverzeichnis)?|sommaire|\d.*")
 _FIRST_HEADING = re.compile(r"# (.*)")
@@ -118,20 +120,21 @@ def _without_furniture(pages: Sequence[Sequence[Column]]) -> list[list[Column]]:
     shapes = Counter(shape for edge in edges for shape in {_shape(line.text) for line in edge})
     often = max(FURNITURE_PAGES_MIN, FURNITURE_SHARE_MIN * len(pages))
     furniture = {shape for shape, count in shapes.items() if count >= often}
+    numbered = _numbered_lines(edges, often)
     seen: set[str] = set()
     dropped: set[int] = set()
     for page, edge in zip(pages, edges, strict=True):
         repeated = {
             id(line)
             for line in edge
-            if (shape := _shape(line.text)) in furniture
+            if ((shape := _shape(line.text)) in furniture or id(line) in numbered)
             and (shape in seen or _PAGE_NUMBER.fullmatch(line.text))
         }
         # A page of nothing else says just that.
         if len(repeated) < sum(len(column.items) for column in page):
             dropped |= repeated
         for line in edge:
-            line.running = _shape(line.text) in furniture
+            line.running = _shape(line.text) in furniture or id(line) in numbered
         seen |= {_shape(line.text) for line in edge}
     return [
         [
@@ -140,6 +143,25 @@ def _without_furniture(pages: Sequence[Sequence[Column]]) -> list[list[Column]]:
         ]
         for page in pages
     ]
+
+
+def _numbered_lines(edges: Sequence[Sequence[Line]], often: float) -> set[int]:
+    """The lines, by identity, that carry the number of their page, beside whatever else.
+
+    They say the same on the pages of a chapter only, and would be missed by what they say.
+    """
+    found: dict[int, dict[int, list[Line]]] = {}
+    for index, edge in enumerate(edges):
+        for line in edge:
+            for number in {int(number) for number in _AT_AN_END.findall(line.text)}:
+                found.setdefault(number - index, {}).setdefault(index, []).append(line)
+    return {
+        id(line)
+        for pages in found.values()
+        if len(pages) >= often
+        for lines in pages.values()
+        for line in lines
+    }
 
 
 def _edge_lines(page: Sequence[Column]) -> list[Line]:

@@ -96,7 +96,18 @@ class Settings(BaseSettings):
     embedding_runtime: Literal["auto", "onnx", "torch"] = "auto"
     embedding_batch_tokens: Annotated[int, Field(ge=1)] = 256
     embedding_models_loaded: Annotated[int, Field(ge=1)] = 3
+
+    # reranking
     reranker: str = ""
+    reranker_model: str = ""
+    reranker_api_key: SecretStr | None = None
+    reranker_runtime: Literal["auto", "onnx", "torch"] = "auto"
+    reranker_int8: bool = True
+    reranker_max_tokens: Annotated[int, Field(ge=16, le=8192)] = 160
+    rerank_candidates: Annotated[int, Field(ge=2, le=100)] = 20
+    rerank_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    rerank_timeout_seconds: Annotated[float, Field(gt=0)] = 1.0
+    rerank_queue_size: Annotated[int, Field(ge=0)] = 16
 
     # access
     auth: Literal["auto", "on", "off"] = "auto"

@@ -28,7 +28,9 @@ from app.documents.library import Library
 from app.documents.overview import Overlook
 from app.documents.queue import Queue
 from app.documents.sources import Sources
+from app.documents.switches import ModelSwitches
 from app.embedding.loading import open_embedder, usable_cores
+from app.embedding.model_folder import location_of
 from app.embedding.query import QueryEmbedder
 from app.embedding.query_models import QueryModels
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
@@ -37,6 +39,8 @@ from app.llm.pool import GenerationPool
 from app.llm.registry import open_chat_model
 from app.search.base import Searcher
 from app.search.hybrid import HybridSearcher
+from app.search.rerankers import open_own, rerankers_of
+from app.search.reranking import Rerankers
 
 RETRY_DATABASE_SECONDS = 1.0
 MODELS_SECONDS = 1.0
@@ -103,12 +107,14 @@ class Resources:
     keyring: KeyRing
     jobs: Jobs
     library: Library
+    switches: ModelSwitches
     duplicates: Duplicates
     queue: Queue
     sources: Sources
     overlook: Overlook
     query_embedder: QueryEmbedder
     models: QueryModels
+    rerankers: Rerankers
     searcher: Searcher
     chat_model: GenerationPool | None
     answerer: Answerer
@@ -124,7 +130,7 @@ async def open_resources(
 
     The settings name the database and Redis, embedded ones too. A database that is away does not
     keep the service from starting; it is asked again in the background. Raises StartupError when
-    it does not fit or the model cannot be loaded.
+    it does not fit or a model cannot be loaded.
     """
     if settings.database_url is None:
         raise StartupError(
@@ -155,9 +161,12 @@ async def open_resources(
         chat_model = open_chat_model(settings)
         if chat_model is not None:
             stack.push_async_callback(chat_model.close)
+        rerankers = rerankers_of(settings)
+        stack.callback(rerankers.close)
+        await asyncio.to_thread(open_own, rerankers)
         snapshots = Snapshots(settings, database_url)
         stack.push_async_callback(snapshots.close)
-        searcher = HybridSearcher(snapshots, models, settings)
+        searcher = HybridSearcher(snapshots, models, rerankers)
 
         yield Resources(
             settings=settings,
@@ -173,9 +182,18 @@ async def open_resources(
             queue=Queue(sessions, jobs, settings),
             sources=Sources(sessions, jobs, settings),
             overlook=Overlook(sessions, jobs),
-            library=Library(sessions, jobs, settings, query_embedder.embedder),
+            library=Library(
+                sessions,
+                jobs,
+                settings,
+                query_embedder.embedder,
+                location=await asyncio.to_thread(location_of, settings.embedding_model),
+                model_is_here=models.is_here,
+            ),
+            switches=ModelSwitches(sessions, jobs, settings, models),
             query_embedder=query_embedder,
             models=models,
+            rerankers=rerankers,
             searcher=searcher,
             chat_model=chat_model,
             answerer=GroundedAnswerer(searcher, query_embedder, chat_model, settings),

@@ -15,6 +15,8 @@ from app.embedding.query import QueryEmbedder
 from app.embedding.query_models import QueryModels
 from app.search.base import SearchRequest, SearchResult
 from app.search.hybrid import HybridSearcher
+from app.search.rerankers import rerankers_of
+from app.search.reranking import Rerankers
 from tests.doubles.words_embedder import WordsEmbedder, vector_of
 from tests.passages import Source, Stored, add_collection, add_document
 
@@ -23,14 +25,19 @@ class Index:
     """`fill` and `search` a database as the product would."""
 
     def __init__(
-        self, engine: AsyncEngine, settings: Settings, pool_size: int | None = None
+        self,
+        engine: AsyncEngine,
+        settings: Settings,
+        pool_size: int | None = None,
+        rerankers: Rerankers | None = None,
     ) -> None:
         self.engine = engine
         self.snapshots = Snapshots(settings, url_of(engine), pool_size=pool_size)
         self.embedder = WordsEmbedder()
         self._query_embedder = QueryEmbedder(self.embedder, threads=1, waiters=50)  # pyright: ignore[reportArgumentType]
         self.models = QueryModels(settings, self._query_embedder, self._find_model)
-        self._searcher = HybridSearcher(self.snapshots, self.models, settings)
+        self.rerankers = rerankers or rerankers_of(settings)
+        self._searcher = HybridSearcher(self.snapshots, self.models, self.rerankers)
 
     async def fill(
         self,
@@ -76,15 +83,19 @@ class Index:
             return await read_model(connection, model_id)
 
     async def close(self) -> None:
+        self.rerankers.close()
         await self.models.close()
         await self.snapshots.close()
 
 
 @asynccontextmanager
 async def open_index(
-    engine: AsyncEngine, settings: Settings, pool_size: int | None = None
+    engine: AsyncEngine,
+    settings: Settings,
+    pool_size: int | None = None,
+    rerankers: Rerankers | None = None,
 ) -> AsyncGenerator[Index]:
-    index = Index(engine, settings, pool_size)
+    index = Index(engine, settings, pool_size, rerankers)
     try:
         yield index
     finally:

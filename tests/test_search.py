@@ -134,15 +134,6 @@ async def test_an_explanation_names_ranks_terms_and_times(filled: Index) -> None
     assert len(ranks) == 8
 
 
-async def test_a_reranker_that_is_configured_in_vain_is_named(
-    engine: AsyncEngine, settings: Settings
-) -> None:
-    async with open_index(engine, settings.model_copy(update={"reranker": "some/model"})) as index:
-        await index.fill(PASSAGES)
-        result = await index.search("hotels", rerank=True)
-    assert result.explanation == {"rerank": "not done: this version cannot run some/model"}
-
-
 async def test_a_reranker_that_is_not_there_is_not_pretended(filled: Index) -> None:
     result = await filled.search("hotels", rerank=True)
     assert result.explanation == {"rerank": "not done: no reranker is configured"}

@@ -74,7 +74,6 @@ class GroundedAnswerer:
         self._embedder = query_embedder
         self._chat_model = chat_model
         self._passages_count = settings.answer_passages
-        self._rerank = bool(settings.reranker)
         self._options = generation_options(settings)
 
     async def answer(self, caller: Caller, question: Question) -> AsyncGenerator[AnswerEvent]:
@@ -87,7 +86,6 @@ class GroundedAnswerer:
                     query=query,
                     collections=question.collections,
                     limit=self._passages_count,
-                    rerank=self._rerank,
                     filters=question.filters,
                 ),
             )

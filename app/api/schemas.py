@@ -183,7 +183,9 @@ class SearchBody(InCollections):
     query: Question = Field(examples=["How are incidents escalated?"])
     limit: Annotated[int, Field(strict=True, ge=1)] = 10
     mode: Literal["hybrid", "vector", "keyword"] = "hybrid"
-    rerank: StrictBool = False
+    rerank: StrictBool | None = Field(
+        default=None, description="True asks, false forbids; left out, the collection decides."
+    )
     filters: Filters = {}
     explain: StrictBool = False
     collapse_duplicates: StrictBool = Field(

@@ -2,13 +2,12 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.access import Caller
-from app.config import Settings
+from app.db.collection_settings import RerankerChoice
 from app.db.snapshot import Snapshots
 from app.embedding.known import ModelMissing
 from app.embedding.query import QueryEmbedder
@@ -16,19 +15,19 @@ from app.embedding.query_models import QueryModels, Question
 from app.errors import InvalidInput
 from app.search.base import SearchRequest, SearchResult
 from app.search.candidate import with_candidate_model
-from app.search.matching import NOTHING_ASKED, Matches, find_matches, languages_of
+from app.search.explanation import explain_search
+from app.search.matching import NOTHING_ASKED, find_matches, languages_of
 from app.search.passages import read_hits
-from app.search.phrases import Demands, find_demands
-from app.search.query import ParsedQuery, read_query
+from app.search.phrases import find_demands
+from app.search.query import read_query
 from app.search.ranking import (
     CANDIDATES,
-    LEG_WEIGHT,
-    Ranking,
     rank_by_both,
     rank_by_keyword,
     rank_by_vector,
 )
-from app.search.scope import AllowedChunks, Scope, allowed_chunks, resolve
+from app.search.reranking import Rerankers, choose
+from app.search.scope import Scope, allowed_chunks, resolve
 from app.search.vector import SETTINGS, find_neighbours
 from app.telemetry import stage
 
@@ -40,10 +39,10 @@ class HybridSearcher:
     decided; the query is embedded meanwhile.
     """
 
-    def __init__(self, snapshots: Snapshots, models: QueryModels, settings: Settings) -> None:
+    def __init__(self, snapshots: Snapshots, models: QueryModels, rerankers: Rerankers) -> None:
         self._snapshots = snapshots
         self._models = models
-        self._reranker = settings.reranker
+        self._rerankers = rerankers
 
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
         times_ms: dict[str, float] = {}
@@ -88,16 +87,24 @@ class HybridSearcher:
                         ranking = rank_by_vector(nearest)
                     else:
                         ranking = rank_by_both(nearest, best, similar, matches.scores)
+            choices: set[RerankerChoice | None] = {one.reranker for one in scope.collections}
+            reranker, reason = choose(request.rerank, choices, self._rerankers.own)
+            count = max(request.limit, self._rerankers.candidates if reranker else 0)
             with stage("search", "passages", times_ms):
-                hits = await read_hits(snapshot, scope, ranking, request)
+                hits = await read_hits(snapshot, scope, ranking, request, count)
+        told = f"not done: {reason}" if reason else None
+        if reranker:
+            # Only now: no connection is held while a model reads.
+            with stage("search", "rerank", times_ms):
+                hits, told = await self._rerankers.reorder(reranker, query.text, hits)
         return SearchResult(
-            hits=hits,
+            hits=hits[: request.limit],
             query_vector=vector,
             embedder=embedder,
             query_terms=list(matches.term_counts),
             coverage=matches.coverage(scope.chunks_count),
-            explanation=self._explanation(
-                request, scope, query, demands, matches, ranking, allowed, times_ms
+            explanation=explain_search(
+                request, scope, query, demands, matches, ranking, allowed, told, times_ms
             ),
         )
 
@@ -127,37 +134,3 @@ class HybridSearcher:
                 f"whose vectors mean something else. {error.detail}",
                 hint=f"{error.hint} Or search it with mode keyword.",
             ) from error
-
-    def _explanation(
-        self,
-        request: SearchRequest,
-        scope: Scope,
-        query: ParsedQuery,
-        demands: Demands,
-        matches: Matches,
-        ranking: Ranking,
-        allowed: AllowedChunks | None,
-        times_ms: dict[str, float],
-    ) -> dict[str, Any] | None:
-        explanation: dict[str, Any] = {}
-        if request.rerank:
-            explanation["rerank"] = (
-                f"not done: this version cannot run {self._reranker}"
-                if self._reranker
-                else "not done: no reranker is configured"
-            )
-        if demands.is_waived or (request.explain and not query.is_plain):
-            explanation["query"] = demands.explain(query)
-        if not request.explain:
-            return explanation or None
-        chunks_count = scope.chunks_count
-        explanation |= {
-            "mode": request.mode,
-            "weights": {leg.name: LEG_WEIGHT for leg in ranking.legs},
-            "candidates": {leg.name: len(leg.ranked) for leg in ranking.legs},
-            "terms": matches.explain(chunks_count),
-            "stages_ms": {name: round(taken, 3) for name, taken in times_ms.items()},
-        }
-        if request.filters and allowed is not None:
-            explanation["filtered"] = {"fields": sorted(request.filters), "left": len(allowed)}
-        return explanation

@@ -12,12 +12,12 @@ log = structlog.get_logger(__name__)
 
 
 async def read_hits(
-    snapshot: Snapshot, scope: Scope, ranking: Ranking, request: SearchRequest
+    snapshot: Snapshot, scope: Scope, ranking: Ranking, request: SearchRequest, count: int
 ) -> list[Hit]:
-    """The best passages of a ranking, best first; `limit` of them at most."""
-    # Copies may take up many places before the limit is reached; the candidates are a bound.
+    """The best passages of a ranking, best first; `count` of them at most."""
+    # Copies may take up many places before the count is reached; the candidates are a bound.
     wanted = CANDIDATES if request.collapse_duplicates else 0
-    best = ranking.chunk_ids[: max(request.limit, wanted)]
+    best = ranking.chunk_ids[: max(count, wanted)]
     if len(best) == 0:
         return []
     rows = await snapshot.fetch(
@@ -55,4 +55,4 @@ async def read_hits(
         for place, chunk_id in enumerate(chunk_ids)
         if (row := found.get(chunk_id)) is not None
     ]
-    return collapse(hits, request.limit) if request.collapse_duplicates else hits
+    return collapse(hits, count) if request.collapse_duplicates else hits

@@ -9,16 +9,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any, TypedDict
+from typing import Any
 from uuid import UUID
 
 import structlog
-from procrastinate import App, BaseRetryStrategy, JobContext, PsycopgConnector, RetryDecision
+from procrastinate import App, JobContext, PsycopgConnector
 from procrastinate.exceptions import ConnectorException, JobAborted
 from procrastinate.job_context import AbortReason
-from procrastinate.jobs import Job
 from procrastinate.worker import Worker
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -26,15 +24,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from app.db.queue import (
     BACKLOG,
+    DOCUMENTS_QUEUE,
     HELD,
     WAKE,
     WORKERS,
     Priority,
     lock_lost,
     next_places,
-    put_back_place,
     queue_again,
 )
+from app.db.retries import Retries, put_back
 from app.db.session import libpq_url
 from app.db.sources import lock_due, queue_sync
 from app.db.transactions import translated_errors
@@ -42,7 +41,6 @@ from app.errors import DatabaseUnavailable
 
 log = structlog.get_logger(__name__)
 
-QUEUE = "documents"
 TASK = "process_document"
 SOURCES_QUEUE = "sources"
 SYNC_TASK = "sync_source"
@@ -51,8 +49,7 @@ SYNCS_AT_ONCE = 2
 
 HEARTBEAT_SECONDS = 3.0
 DEAD_AFTER_SECONDS = 15.0
-"""Five signs of life: a busy machine delays one or two, and work that is wrongly believed abandoned
-is done twice, though it counts once."""
+"""Five signs of life. Work that is wrongly believed abandoned counts once, but is done twice."""
 WORKER_SHOWN_SECONDS = 300.0
 POLL_SECONDS = 5.0
 DRAIN_SECONDS = 30.0
@@ -94,14 +91,6 @@ class LivingWorker:
         return self.heartbeat_age_seconds <= DEAD_AFTER_SECONDS
 
 
-class RetryLater(Exception):
-    """This attempt failed; another one is due after `seconds`."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"again in {seconds:g} s")
-        self.seconds = seconds
-
-
 class Jobs:
     """`open()` succeeds while the database is away; what needs it raises DatabaseUnavailable."""
 
@@ -124,10 +113,10 @@ class Jobs:
             },
         )
         self._app = App(connector=PsycopgConnector())
-        self._app.task(name=TASK, queue=QUEUE, retry=_Retries(), pass_context=True)(
+        self._app.task(name=TASK, queue=DOCUMENTS_QUEUE, retry=Retries(), pass_context=True)(
             self._process_document
         )
-        self._app.task(name=SYNC_TASK, queue=SOURCES_QUEUE, retry=_Retries())(self._sync_source)
+        self._app.task(name=SYNC_TASK, queue=SOURCES_QUEUE, retry=Retries())(self._sync_source)
         self._workers: dict[str, Worker] = {}
         self._at_hand: set[int | None] = set()
         self._suspects: set[int] = set()
@@ -164,7 +153,7 @@ class Jobs:
             connection = await connection.connection()
         places = await next_places(connection, document_ids[0], priority, len(document_ids))
         jobs = [
-            self._app.configure_task(TASK, queue=QUEUE, priority=place).make_new_job(
+            self._app.configure_task(TASK, queue=DOCUMENTS_QUEUE, priority=place).make_new_job(
                 document_id=str(document_id)
             )
             for document_id, place in zip(document_ids, places, strict=True)
@@ -228,7 +217,7 @@ class Jobs:
         Returns early when the database goes away; the caller decides when to come back.
         """
         self._process = process
-        await self._take_jobs(QUEUE, concurrency, stop)
+        await self._take_jobs(DOCUMENTS_QUEUE, concurrency, stop)
 
     async def work_on_sources(self, sync: Sync, *, stop: asyncio.Event) -> None:
         """The same for the jobs of sources."""
@@ -281,21 +270,19 @@ class Jobs:
             self._at_hand.discard(context.job.id)
 
     async def put_back_dropped(self) -> int:
-        """Put back the jobs that the queue believes in this process's hands and that are not.
+        """Put back jobs that the queue believes in this process's hands and that are not; how many.
 
-        How many. The connection was lost when one was taken, or the disk was full when it was
-        over; the process's signs of life would keep it for ever. A job on its way in or out is
-        seen so once, not twice in a row.
+        A lost connection or a full disk leaves such, and signs of life would keep them for ever.
+        A job on its way in or out is seen so once, not twice in a row.
         """
         worker_ids = [worker.worker_id for worker in self._workers.values() if worker.worker_id]
         rows = await self._query(HELD, worker_ids=worker_ids)
-        held = {int(row["id"]): row for row in rows}
+        held = {int(row["id"]): put_back(row["queue_name"], row["priority"]) for row in rows}
         suspects = held.keys() - self._at_hand
         dropped, self._suspects = suspects & self._suspects, suspects
         for job_id in dropped:
-            decision = _put_back(held[job_id]["queue_name"], held[job_id]["priority"])
             with _translated():
-                await self._app.job_manager.retry_job_by_id_async(job_id, **decision)
+                await self._app.job_manager.retry_job_by_id_async(job_id, **held[job_id])
             log.warning("dropped_job_put_back", job=job_id)
         if dropped:
             await self._wake()
@@ -314,7 +301,7 @@ class Jobs:
             )
         for job in stalled:
             try:
-                await self._app.job_manager.retry_job(job, **_put_back(job.queue, job.priority))
+                await self._app.job_manager.retry_job(job, **put_back(job.queue, job.priority))
             except ConnectorException as error:
                 # It ended by itself meanwhile.
                 log.info("stalled_job_not_rescued", job=job.id, error=str(error))
@@ -355,33 +342,12 @@ class Jobs:
 
     async def _wake(self) -> None:
         """Have idle workers look for jobs now, not when they poll the next time."""
-        await self._query(WAKE, queue=QUEUE)
+        await self._query(WAKE, queue=DOCUMENTS_QUEUE)
 
     async def _query(self, query: Any, **values: Any) -> list[DictRow]:
         with _translated():
             async with self._pool.connection() as connection:
                 return await (await connection.execute(query, values)).fetchall()
-
-
-class _Retries(BaseRetryStrategy):
-    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
-        if isinstance(exception, RetryLater):
-            return RetryDecision(retry_in={"milliseconds": int(exception.seconds * 1000)})
-        if isinstance(exception, asyncio.CancelledError):
-            # The worker is shutting down; somebody else may take the job at once.
-            return RetryDecision(**_put_back(job.queue, job.priority))
-        return None
-
-
-class _Return(TypedDict):
-    retry_at: datetime
-    priority: int
-
-
-def _put_back(queue: str, place: int) -> _Return:
-    """When a job is to be taken again, and before which others; sources have no lines."""
-    now = datetime.now(UTC)
-    return {"retry_at": now, "priority": put_back_place(place, now) if queue == QUEUE else place}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from app.config import Settings
 from app.db.idempotency import forget_old_keys
 from app.db.models import Collection
 from app.db.postings import merge_postings
+from app.db.retries import RetryLater
 from app.db.schema import check_database
 from app.db.session import WRITERS_IDLE_SECONDS, open_engine
 from app.db.transactions import translated_errors
@@ -30,7 +31,7 @@ from app.errors import (
     Unavailable,
 )
 from app.failpoints import reach
-from app.jobs import Jobs, RetryLater
+from app.jobs import Jobs
 from app.telemetry import DOCUMENTS
 from ingestion.claims import (
     Claim,

@@ -10,8 +10,9 @@ from sqlalchemy import insert, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db.models import Collection, Document, EmbeddingModel
+from app.db.retries import RetryLater
 from app.errors import DatabaseUnavailable
-from app.jobs import Jobs, RetryLater
+from app.jobs import Jobs
 
 
 @pytest.fixture

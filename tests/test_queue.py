@@ -233,7 +233,7 @@ async def test_what_is_put_back_again_waits_for_those_that_were_before_it(
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime(2026, 11, 21, tzinfo=tz) + timedelta(seconds=next(seconds))
 
-    monkeypatch.setattr("app.jobs.datetime", Clock)
+    monkeypatch.setattr("app.db.retries.datetime", Clock)
     older, newer = await send_many(library, "default", 2)
     for cut_short in (older, newer, older):
         await with_the_dead(engine, cut_short)

@@ -22,6 +22,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, String, Uuid
 
+DOCUMENTS_QUEUE = "documents"
+
 Priority = Literal["interactive", "bulk", "background"]
 """Somebody waits for it; many came at once; nobody asked for it."""
 

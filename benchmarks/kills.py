@@ -10,7 +10,8 @@ Control: the same final files, uploaded to an empty database and processed by on
 Caveats: kills come at random times and not at random lines; the tests kill at every named line. The
 seed repeats the choices, not the machine's timing. Work counts as abandoned from its worker's last
 sign of life, which comes every three seconds, so those times are up to three seconds too long.
-Vectors are compared to 0.002, because the batches that they are computed in differ.
+Vectors are compared to 0.002, because the batches that they are computed in differ. On a machine on
+which a worker takes longer to start than it lives, nothing is ever finished: give it a longer `--pause`.
 
     python benchmarks/kills.py FOLDER [--what worker|postgres|api|command] [--kills 200] [--record]
 """
@@ -340,6 +341,7 @@ async def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any
     return {
         "killed": arguments.what,
         "kills": arguments.kills,
+        "pause_seconds": PAUSE_SECONDS[arguments.what],
         "seed": arguments.seed,
         "took_minutes": round(disturbed_seconds / 60, 1),
         "statuses": dict(statuses),
@@ -355,11 +357,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--what", choices=sorted(PAUSE_SECONDS), default="worker")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--pause", type=float, help="mean seconds between kills, on a slow machine")
     parser.add_argument("--files", type=int, default=200, help="files to take of the folder")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--keep", type=Path, help="leave the homes and the logs in this new folder")
     parser.add_argument("--record", action="store_true", help="write results/kills_WHAT.json")
     arguments = parser.parse_args()
+    if arguments.pause is not None:
+        PAUSE_SECONDS[arguments.what] = arguments.pause
     print(f"seed {arguments.seed}", file=sys.stderr, flush=True)
     load_average = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory(prefix="footnote-kills-") as temporary:

@@ -138,8 +138,14 @@ async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> O
     times_ms = await _time(service, collection, queries, modes, plan, tell)
 
     async def search(query: tuple[str, str]) -> "_Asked":
-        hits = {mode: await service.search(collection, query[1], mode) for mode in modes}
-        return _judge(query[0], hits, judge)
+        hits: dict[str, Sequence[Hit]] = {}
+        is_reranked = True
+        for mode in modes:
+            if mode == "rerank":
+                hits[mode], is_reranked = await service.reranked(collection, query[1])
+            else:
+                hits[mode] = await service.search(collection, query[1], mode)
+        return _judge(query[0], hits, judge, is_reranked=is_reranked)
 
     asked = await each(queries.items(), search, SEARCHES_AT_ONCE, tell, "search")
     found = dict(zip(queries, asked, strict=True))
@@ -148,6 +154,8 @@ async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> O
         mode: {query_id: one.rankings[mode] for query_id, one in found.items()}
         for mode in asked[0].rankings
     }
+    if "rerank" in modes:
+        setup["questions not reranked"] = sum(not one.is_reranked for one in asked)
     held = await service.collection(collection)
     given = held["documents"] if judged.documents is None else judged.documents
     return Outcome(
@@ -173,9 +181,12 @@ async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> O
 class _Asked:
     rankings: dict[str, list[str]]
     first: list[Found]
+    is_reranked: bool
 
 
-def _judge(query_id: str, hits: Mapping[str, Sequence[Hit]], judge: Judge) -> _Asked:
+def _judge(
+    query_id: str, hits: Mapping[str, Sequence[Hit]], judge: Judge, *, is_reranked: bool
+) -> _Asked:
     """The rankings of one query in every mode, and by rank fusion where both legs were asked."""
     rankings = {mode: judge.units(query_id, found) for mode, found in hits.items()}
     if "keyword" in hits and "vector" in hits:
@@ -188,7 +199,7 @@ def _judge(query_id: str, hits: Mapping[str, Sequence[Hit]], judge: Judge) -> _A
         Found(str(hit["title"]), " ".join(hit["text"].split()), judge.is_relevant(query_id, hit))
         for hit in best[:SHOWN_HITS]
     ]
-    return _Asked(rankings, first)
+    return _Asked(rankings, first, is_reranked)
 
 
 async def _time(

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -14,6 +14,9 @@ from evaluation.datasets import Document
 
 HITS_MAX = 200
 PAGE_SIZE = 100
+RERANKS = 5
+RERANKER_LOADS = 60
+RERANKED_HITS = 20
 ATTEMPTS = 60
 
 
@@ -77,23 +80,35 @@ class Service:
         )
 
     async def search(
-        self,
-        collection: str,
-        query: str,
-        mode: str,
-        limit: int = HITS_MAX,
-        **options: Any,
+        self, collection: str, query: str, mode: str, limit: int = HITS_MAX, **options: Any
     ) -> list[dict[str, Any]]:
-        """Hits, best first; the mode `rerank` is hybrid with the service's reranker."""
+        """Hits, best first."""
         return (await self.searched(collection, query, mode, limit, **options))["hits"]
 
     async def searched(
         self, collection: str, query: str, mode: str, limit: int, **options: Any
     ) -> dict[str, Any]:
-        """The whole reply to a search."""
+        """The whole reply to a search; the mode `rerank` is hybrid with the service's reranker.
+
+        In the other modes nothing is reranked, whatever the collection chooses.
+        """
+        is_reranked = mode == "rerank"
         body: dict[str, Any] = {"query": query, "collection": collection, "limit": limit}
-        body |= {"mode": "hybrid", "rerank": True} if mode == "rerank" else {"mode": mode}
+        body |= {"mode": "hybrid" if is_reranked else mode, "rerank": is_reranked}
         return await self._call("POST", "/api/search", json=body | options)
+
+    async def reranked(self, collection: str, query: str) -> tuple[list[dict[str, Any]], bool]:
+        """Hits in the reranker's order, and whether it came to that.
+
+        A reranker that was late or busy is asked again: its judgement is wanted here, not its speed.
+        """
+        hits: list[dict[str, Any]] = []
+        for _ in range(RERANKS):
+            found = await self.searched(collection, query, "rerank", HITS_MAX)
+            hits = found["hits"]
+            if not isinstance(_told(found), str) or not hits:
+                return hits, True
+        return hits, False
 
     async def passages(self, collection: str, document: Mapping[str, Any]) -> list[dict[str, Any]]:
         """A document's passages, as hits of a search that asks for nothing else."""
@@ -103,15 +118,27 @@ class Service:
     async def setup(self, collection: str, query: str) -> dict[str, Any]:
         """What takes part in a search: models, weights, the collection's own settings."""
         health = await self._call("GET", "/health")
-        found = await self.searched(collection, query, "rerank", 1, explain=True)
+        found = await self.searched(collection, query, "hybrid", 1, explain=True)
         explanation: dict[str, Any] = found.get("explanation") or {}
         return {
             "runtime": health.get("checks", {}).get("embedding", {}).get("runtime"),
             "weights": explanation.get("weights"),
-            "reranker": _reranker(explanation.get("rerank")),
+            "reranker": await self._reranker(collection, query),
             "settings": (await self.collection(collection)).get("settings") or {},
             "cache": found.get("cache"),
         }
+
+    async def _reranker(self, collection: str, query: str) -> str | None:
+        """Which reranker there is; a model that is being loaded is waited for."""
+        for _ in range(RERANKER_LOADS):
+            told = _told(
+                await self.searched(collection, query, "rerank", RERANKED_HITS, explain=True)
+            )
+            if not isinstance(told, str):
+                return None if told is None else str(told["model"])
+            if "would have taken" not in told:
+                break
+        return None
 
     async def ask(
         self, collection: str, question: str, history: Sequence[tuple[str, str]] = ()
@@ -149,12 +176,10 @@ class Service:
         )
 
 
-def _reranker(told: Any) -> str | None:
-    """Which reranker ran, from what the explanation of a search says of it."""
-    if isinstance(told, dict):
-        name = cast("dict[str, Any]", told).get("model")
-        return str(name) if name else None
-    return None
+def _told(reply: dict[str, Any]) -> dict[str, Any] | str | None:
+    """What a reply says of its reranking: what took part, or in words why it was not done."""
+    explanation: dict[str, Any] = reply.get("explanation") or {}
+    return explanation.get("rerank")
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from app.documents.library import Library
 from app.documents.overview import Overlook
 from app.documents.queue import Queue
 from app.documents.sources import Sources
+from app.documents.switches import ModelSwitches
 from app.errors import Unauthenticated
 from app.resources import Resources
 from app.search.base import Searcher
@@ -59,6 +60,10 @@ async def _sources(resources: ResourcesDep) -> Sources:
     return resources.sources
 
 
+async def _switches(resources: ResourcesDep) -> ModelSwitches:
+    return resources.switches
+
+
 async def _overlook(resources: ResourcesDep) -> Overlook:
     return resources.overlook
 
@@ -86,6 +91,7 @@ LibraryDep = Annotated[Library, Depends(_library)]
 DuplicatesDep = Annotated[Duplicates, Depends(_duplicates)]
 QueueDep = Annotated[Queue, Depends(_queue)]
 SourcesDep = Annotated[Sources, Depends(_sources)]
+SwitchesDep = Annotated[ModelSwitches, Depends(_switches)]
 OverlookDep = Annotated[Overlook, Depends(_overlook)]
 SearcherDep = Annotated[Searcher, Depends(_searcher)]
 AnswererDep = Annotated[Answerer, Depends(_answerer)]

@@ -22,8 +22,10 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from app.db.model_switches import lock_unattended, note_job
 from app.db.queue import (
     BACKLOG,
+    BAND_TOPS,
     DOCUMENTS_QUEUE,
     HELD,
     WAKE,
@@ -44,6 +46,7 @@ log = structlog.get_logger(__name__)
 TASK = "process_document"
 SOURCES_QUEUE = "sources"
 SYNC_TASK = "sync_source"
+SWITCH_TASK = "switch_model"
 SYNCS_AT_ONCE = 2
 """Of one worker, beside the documents: whoever uploads does not wait behind a whole site."""
 
@@ -57,10 +60,14 @@ RECONNECT_SECONDS = 5.0
 KEEP_FINISHED_HOURS = 72
 LOST_AT_ONCE = 500
 SOURCES_AT_ONCE = 100
+SWITCHES_AT_ONCE = 100
 
 Process = Callable[[UUID, int], Awaitable[bool]]
 """Works on a document, attempt 1 first. True: done, or not needed any more. False: failed for
 good. Raises RetryLater to be called again."""
+
+AdvanceSwitch = Callable[[int], Awaitable[bool]]
+"""Does some of what a collection's other embedding model needs; returns and raises as `Process`."""
 
 Sync = Callable[[UUID], Awaitable[bool]]
 """Brings a registered source in step, as often as it is called; returns and raises as `Process`."""
@@ -116,6 +123,7 @@ class Jobs:
         self._app.task(name=TASK, queue=DOCUMENTS_QUEUE, retry=Retries(), pass_context=True)(
             self._process_document
         )
+        self._app.task(name=SWITCH_TASK, queue=DOCUMENTS_QUEUE, retry=Retries())(self._switch_model)
         self._app.task(name=SYNC_TASK, queue=SOURCES_QUEUE, retry=Retries())(self._sync_source)
         self._workers: dict[str, Worker] = {}
         self._at_hand: set[int | None] = set()
@@ -175,6 +183,18 @@ class Jobs:
         )
         return await job.defer_async(source_id=str(source_id))
 
+    async def defer_switch(self, connection: AsyncConnection, collection_id: int) -> int:
+        """The id of a new job behind whatever somebody waits for; one at a time per collection."""
+        raw = await connection.get_raw_connection()
+        job = self._app.configure_task(
+            SWITCH_TASK,
+            queue=DOCUMENTS_QUEUE,
+            priority=BAND_TOPS["background"] - 1,
+            lock=f"switch:{collection_id}",
+            connection=raw.driver_connection,
+        )
+        return await job.defer_async(collection_id=collection_id)
+
     async def requeue(
         self,
         connection: AsyncConnection,
@@ -211,12 +231,20 @@ class Jobs:
 
     # --- the worker's side ------------------------------------------------------------------------
 
-    async def work(self, process: Process, *, concurrency: int, stop: asyncio.Event) -> None:
+    async def work(
+        self,
+        process: Process,
+        advance_switch: AdvanceSwitch,
+        *,
+        concurrency: int,
+        stop: asyncio.Event,
+    ) -> None:
         """Take jobs until `stop` is set; then finish those at hand, or put them back.
 
         Returns early when the database goes away; the caller decides when to come back.
         """
         self._process = process
+        self._advance_switch = advance_switch
         await self._take_jobs(DOCUMENTS_QUEUE, concurrency, stop)
 
     async def work_on_sources(self, sync: Sync, *, stop: asyncio.Event) -> None:
@@ -292,6 +320,10 @@ class Jobs:
         if not await self._sync(UUID(source_id)):
             raise JobAborted
 
+    async def _switch_model(self, collection_id: int) -> None:
+        if not await self._advance_switch(collection_id):
+            raise JobAborted
+
     async def rescue_stalled(self) -> int:
         """Put jobs of workers without a heartbeat back, before all that wait like them; how many."""
         rescued = 0
@@ -339,6 +371,15 @@ class Jobs:
                 job_id = await self.defer_sync(connection, source_id)
                 await queue_sync(connection, source_id, job_id)
         return len(due)
+
+    async def requeue_switches(self, engine: AsyncEngine) -> int:
+        """Give other models that have something to do, and no job that does it, one; how many."""
+        async with engine.begin() as connection:
+            unattended = await lock_unattended(connection, SWITCHES_AT_ONCE)
+            for collection_id in unattended:
+                job_id = await self.defer_switch(connection, collection_id)
+                await note_job(connection, collection_id, job_id)
+        return len(unattended)
 
     async def _wake(self) -> None:
         """Have idle workers look for jobs now, not when they poll the next time."""

@@ -76,11 +76,11 @@ async def open_books(
         if model_id is None:
             found = await find_collection(connection, tenant_id, name)
             return _shelf(found) if found else None
-        collection = await ensure_collection(connection, tenant_id, name, model_id)
-        collection.check_model(model_id, tools.embedder.name)
-        return _shelf(collection)
+        return _shelf(await ensure_collection(connection, tenant_id, name, model_id))
 
     shelf = await tools.transaction(look)
+    if shelf is not None:
+        await tools.check_model(shelf.model_id)
     if is_rehearsal or shelf is None:
         return _Rehearsal(shelf, tools)
     return _Collection(shelf, tools)

@@ -15,7 +15,7 @@ from app.db.collections import enter_collection
 from app.db.documents import StoredDocument, lock_document, set_status
 from app.errors import NotFound
 from app.failpoints import reach
-from ingestion.writing import NewVersion, Shelf, put_version, refuse
+from ingestion.writing import NewVersion, Shelf, enter_with, put_version, refuse
 
 UPLOADS = "upload:"
 """How the URIs of documents begin that somebody sent, with metadata of his own."""
@@ -81,9 +81,12 @@ async def claim_document(
 
 
 async def write_claimed(connection: AsyncConnection, claim: Claim, version: NewVersion) -> bool:
-    """Make the version serve; False, and nothing written, when the claim is no longer good."""
+    """Make the version serve; False, and nothing written, when the claim is no longer good.
+
+    Raises ModelSwitched when its vectors are of another model than the one that serves.
+    """
     try:
-        await enter_collection(connection, claim.shelf.collection_id)
+        await enter_with(connection, claim.shelf.collection_id, version)
     except NotFound:
         return False
     document = await _claimed(connection, claim)

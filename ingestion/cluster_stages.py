@@ -32,6 +32,7 @@ from ingestion.sources.opening import open_source
 from ingestion.sources.selection import Selection
 from ingestion.types import ParsedDocument
 from ingestion.writing import (
+    ModelSwitched,
     NewVersion,
     Passages,
     Shelf,
@@ -115,12 +116,12 @@ class EmbeddingActor:
 
     def __call__(self, rows: Rows) -> Rows:
         loaded: list[Passages | None] = [pickle.loads(one) for one in rows["passages"]]  # noqa: S301 - from a stage of ours
-        rounds = self._station.tools.rounds
-        embedded_before = rounds.embedded_count
+        tools = self._station.tools
+        embedded_before = tools.embedded_count
         vectors = self._station.do(_gathered(_embed(one, self._station) for one in loaded))
         # Of the whole block, because documents share texts: told with its first document.
         embedded = np.zeros(len(loaded), np.int64)
-        embedded[:1] = rounds.embedded_count - embedded_before
+        embedded[:1] = tools.embedded_count - embedded_before
         pickled = np.array([pickle.dumps(one) for one in vectors], object)
         return {**rows, "vectors": pickled, "embedded": embedded}
 
@@ -204,7 +205,7 @@ async def _write(
         await store(
             document.original, document.parsed, passages, vectors, shelf, station.tools, put
         )
-    except Superseded:
+    except (Superseded, ModelSwitched):
         return "left", 0
     return outcome, len(passages.chunks)
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.collection_settings import DEFAULTS
 from app.db.vectors import known_vectors
-from app.embedding.base import Vectors
+from app.embedding.base import Embedder, Vectors
 from app.errors import DocumentRejected
 from ingestion.pipeline import Tools, cut
 from ingestion.sources.base import Content, Item, ItemGone, ItemUnreadable, Source
@@ -171,7 +171,8 @@ async def _sample(chosen: Sequence[Candidate], tools: Tools, shelf: Shelf | None
     chunking = tools.chunking(shelf.settings if shelf else DEFAULTS)
     # What starts with the first document is no part of what each costs.
     warm = await tools.parsers.parse(b"A first text.", "first.txt")
-    await tools.compute(cut, warm, tools.embedder, chunking)
+    embedder = await _embedder(tools, shelf)
+    await tools.compute(cut, warm, embedder, chunking)
     sampled: list[_Sampled] = []
     began = time.monotonic()
     for candidate in chosen:
@@ -188,7 +189,7 @@ async def _sample(chosen: Sequence[Candidate], tools: Tools, shelf: Shelf | None
         passages = None
         try:
             parsed = await tools.parsers.parse(content.content, content.name or item.name)
-            passages = await tools.compute(cut, parsed, tools.embedder, chunking)
+            passages = await tools.compute(cut, parsed, embedder, chunking)
         except DocumentRejected:
             text_bytes = 0
         else:
@@ -197,15 +198,20 @@ async def _sample(chosen: Sequence[Candidate], tools: Tools, shelf: Shelf | None
             _Sampled(
                 cost_bytes=len(content.content) + DOCUMENT_COST_BYTES,
                 seconds=time.monotonic() - started,
-                storage_bytes=_storage_bytes(content, text_bytes, passages, tools),
+                storage_bytes=_storage_bytes(content, text_bytes, passages, embedder),
                 passages=passages,
             )
         )
     return sampled
 
 
+async def _embedder(tools: Tools, shelf: Shelf | None) -> Embedder:
+    """That of the collection, or of one that would be new."""
+    return tools.embedder if shelf is None else (await tools.model(shelf.model_id)).embedder
+
+
 def _storage_bytes(
-    content: Content, text_bytes: int, passages: Passages | None, tools: Tools
+    content: Content, text_bytes: int, passages: Passages | None, embedder: Embedder
 ) -> float:
     if passages is None:
         # A document that failed: its original stays where it is.
@@ -216,7 +222,7 @@ def _storage_bytes(
         for chunk in passages.chunks
     )
     # A vector takes two bytes a dimension in its row, and as many again in the index.
-    vector_bytes = len(passages.chunks) * (4 * tools.embedder.dimensions + VECTOR_ROW_BYTES)
+    vector_bytes = len(passages.chunks) * (4 * embedder.dimensions + VECTOR_ROW_BYTES)
     distinct = [set(terms) for terms in passages.terms]
     postings_bytes = POSTING_BYTES * sum(map(len, distinct))
     terms_bytes = TERM_BYTES * len(set[str]().union(*distinct))
@@ -247,9 +253,10 @@ async def _try_model(
     tried = rng.sample(new, min(len(new), SAMPLED_PASSAGES))
     if not tried:
         return new_share, 0.0
-    await tools.rounds.embed(["A first text."])
+    rounds = tools.rounds if shelf is None else (await tools.model(shelf.model_id)).rounds
+    await rounds.embed(["A first text."])
     started = time.monotonic()
-    await tools.rounds.embed(tried)
+    await rounds.embed(tried)
     return new_share, (time.monotonic() - started) / len(tried)
 
 

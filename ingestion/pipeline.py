@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,11 @@ from app.config import Settings
 from app.db.collection_settings import CollectionSettings
 from app.db.documents import reserve_chunk_ids
 from app.db.transactions import in_transaction
-from app.db.vectors import find_model, known_vectors, register_model
+from app.db.vectors import StoredModel, find_model, known_vectors, read_model, register_model
 from app.embedding.base import Embedder, Vectors
+from app.embedding.known import find_known, open_known
 from app.embedding.loading import open_embedder
+from app.embedding.model_folder import location_of
 from app.errors import DocumentRejected
 from app.failpoints import reach
 from app.telemetry import CHUNKS_REUSED, stage
@@ -28,7 +30,7 @@ from ingestion.parsing.sandbox import ParserPool
 from ingestion.personal_data import SCAN_VERSION, scan
 from ingestion.signatures import sign
 from ingestion.types import Chunking, ParsedDocument, embedded_text
-from ingestion.writing import NewVersion, Passages, Shelf
+from ingestion.writing import ModelSwitched, NewVersion, Passages, Shelf
 
 Result = TypeVar("Result")
 
@@ -76,10 +78,14 @@ async def process(
     report("chunking", 0, 0)
     passages = await chunk(parsed, shelf, tools)
     reach("pipeline.chunked")
-    vectors = await embed(passages, shelf, tools, report)
-    reach("pipeline.embedded")
-    report("writing", len(passages.chunks), len(passages.chunks))
-    return await store(original, parsed, passages, vectors, shelf, tools, write)
+    while True:
+        vectors = await embed(passages, shelf, tools, report)
+        reach("pipeline.embedded")
+        report("writing", len(passages.chunks), len(passages.chunks))
+        try:
+            return await store(original, parsed, passages, vectors, shelf, tools, write)
+        except ModelSwitched as switched:
+            shelf = replace(shelf, model_id=switched.model_id)
 
 
 async def parse(original: Original, tools: "Tools") -> ParsedDocument:
@@ -103,32 +109,54 @@ async def protect(
 async def chunk(parsed: ParsedDocument, shelf: Shelf, tools: "Tools") -> Passages:
     with stage("ingest", "chunk"):
         chunking = tools.chunking(shelf.settings)
-        return await tools.compute(cut, parsed, tools.embedder, chunking)
+        model = await tools.model(shelf.model_id)
+        return await tools.compute(cut, parsed, model.embedder, chunking)
 
 
 async def embed(
     passages: Passages, shelf: Shelf, tools: "Tools", report: Report = _silent
 ) -> Vectors:
     """Vectors of the passages, in their order; only of texts that are new to the tenant."""
-
-    async def look_up(connection: AsyncConnection) -> dict[bytes, Vectors]:
-        return await known_vectors(
-            connection, shelf.tenant_id, shelf.model_id, sorted(set(passages.hashes))
-        )
-
     with stage("ingest", "embed"):
-        vectors = await tools.transaction(look_up)
-        new = new_texts(passages.hashes, passages.texts, vectors)
-        CHUNKS_REUSED.inc(len(passages.hashes) - len(new))
-        known_count = len(passages.texts) - len(new)
+        model = await tools.model(shelf.model_id)
 
         def tell(done: int) -> None:
-            report("embedding", known_count + done, len(passages.texts))
+            report("embedding", done, len(passages.texts))
 
-        tell(0)
-        made = await tools.rounds.embed(list(new.values()), tell)
-        vectors.update(zip(new, made, strict=True))
-        return assemble(passages.hashes, vectors, tools.embedder.dimensions)
+        return await vectors_of(
+            passages.hashes, passages.texts, shelf.tenant_id, model, tools, tell
+        )
+
+
+async def vectors_of(
+    hashes: Sequence[bytes],
+    texts: Sequence[str],
+    tenant_id: int,
+    model: "Model",
+    tools: "Tools",
+    tell: Callable[[int], None] | None = None,
+) -> Vectors:
+    """The model's vectors of the texts, in their order; `tell` is told how many of them there are.
+
+    Those that the tenant has already, of whatever document, are not made again.
+    """
+
+    async def look_up(connection: AsyncConnection) -> dict[bytes, Vectors]:
+        return await known_vectors(connection, tenant_id, model.id, sorted(set(hashes)))
+
+    vectors = await tools.transaction(look_up)
+    new = new_texts(hashes, texts, vectors)
+    CHUNKS_REUSED.inc(len(hashes) - len(new))
+    known_count = len(texts) - len(new)
+
+    def tell_of_new(done: int) -> None:
+        if tell is not None:
+            tell(known_count + done)
+
+    tell_of_new(0)
+    made = await model.rounds.embed(list(new.values()), tell_of_new)
+    vectors.update(zip(new, made, strict=True))
+    return assemble(hashes, vectors, model.embedder.dimensions)
 
 
 async def store(
@@ -146,6 +174,7 @@ async def store(
             pipeline_digest=tools.digest(shelf.settings),
             parsed=parsed,
             passages=passages,
+            model_id=shelf.model_id,
             vectors=vectors,
             first_chunk_id=await tools.chunk_ids(len(passages.chunks)),
             given=original.given,
@@ -172,13 +201,17 @@ def cut(parsed: ParsedDocument, embedder: Embedder, chunking: Chunking) -> Passa
     )
 
 
-def digest_of(embedder: Embedder, chunking: Chunking, own: CollectionSettings) -> str:
-    """Names everything that shapes a version: equal digests make equal versions of an original."""
+def digest_of(chunking: Chunking, own: CollectionSettings) -> str:
+    """Names everything that shapes a version: equal digests make equal versions of an original.
+
+    The embedding model is the collection's, and changes with all its vectors at once: what is
+    there need not be made anew for that.
+    """
     versions = [PARSING_VERSION, CHUNKING_VERSION, TERMS_VERSION]
     shaped = [chunking.tokens, chunking.overlap, chunking.strategy, own.personal_data]
     if own.personal_data != "off":
         shaped.append(SCAN_VERSION)
-    return hashlib.sha256(repr([*versions, *shaped, embedder.digest]).encode()).hexdigest()
+    return hashlib.sha256(repr([*versions, *shaped]).encode()).hexdigest()
 
 
 # --- what it works with ---------------------------------------------------------------------------
@@ -188,10 +221,20 @@ DATABASE_CONNECTIONS = 4
 DATABASE_PATIENCE_SECONDS = 30.0
 
 
-class Tools:
-    """The pipeline's parser, model and database, for as long as `open_tools` is open.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An embedding model with its id in the database; `rounds` embeds with it for all documents."""
 
-    `chunks_count` counts what has gone through it so far.
+    id: int
+    embedder: Embedder
+    rounds: RoundEmbedder
+
+
+class Tools:
+    """The pipeline's parser, models and database, for as long as `open_tools` is open.
+
+    `embedder` is the configured model, which new collections get. Others are loaded for the
+    collections that have them, and stay. `chunks_count` counts what has gone through it so far.
     """
 
     def __init__(
@@ -210,6 +253,8 @@ class Tools:
         self.chunks_count = 0
         # More threads would only fight for the interpreter.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chunking")
+        self._models: dict[int, Model] = {}
+        self._loading = asyncio.Lock()
         self._connections = asyncio.Semaphore(DATABASE_CONNECTIONS)
         self._chunk_ids = range(0)
         self._reserving = asyncio.Lock()
@@ -222,7 +267,7 @@ class Tools:
 
     def digest(self, own: CollectionSettings) -> str:
         """Names the pipeline as it works for a collection with these settings."""
-        return digest_of(self.embedder, self.chunking(own), own)
+        return digest_of(self.chunking(own), own)
 
     async def compute(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Run what takes the processor away from the event loop."""
@@ -251,19 +296,63 @@ class Tools:
             return taken.start
 
     async def model_id(self) -> int:
-        """The id of the model, which is loaded only if it was never used with this database."""
+        """The configured model's id; it is loaded only if it was never used with this database."""
         digest = self.embedder.digest
         known = await self.transaction(lambda connection: find_model(connection, digest))
         if known is not None:
             return known
         dimensions = await asyncio.to_thread(lambda: self.embedder.dimensions)
+        location = await asyncio.to_thread(location_of, self.embedder.name)
         return await self.transaction(
             lambda connection: register_model(
-                connection, name=self.embedder.name, digest=digest, dimensions=dimensions
+                connection,
+                name=self.embedder.name,
+                digest=digest,
+                dimensions=dimensions,
+                location=location,
             )
         )
 
+    async def model(self, model_id: int) -> Model:
+        """The model that the database knows by this id, loaded if need be.
+
+        Raises ModelMissing when its files are not here, and EmbeddingUnavailable.
+        """
+        async with self._loading:
+            if (known := self._models.get(model_id)) is None:
+                stored = await self.stored_model(model_id)
+                known = self._models[model_id] = await self._open(stored)
+            return known
+
+    async def stored_model(self, model_id: int) -> StoredModel:
+        return await self.transaction(lambda connection: read_model(connection, model_id))
+
+    async def check_model(self, model_id: int) -> None:
+        """Raise ModelMissing when the model can certainly not be loaded, without loading it."""
+        if model_id not in self._models:
+            stored = await self.stored_model(model_id)
+            if stored.digest == self.embedder.digest:
+                self._models[model_id] = Model(model_id, self.embedder, self.rounds)
+            else:
+                await asyncio.to_thread(find_known, stored)
+
+    @property
+    def embedded_count(self) -> int:
+        """How many texts the models were given so far."""
+        others = (
+            model.rounds for model in self._models.values() if model.rounds is not self.rounds
+        )
+        return self.rounds.embedded_count + sum(rounds.embedded_count for rounds in others)
+
+    async def _open(self, stored: StoredModel) -> Model:
+        if stored.digest == self.embedder.digest:
+            return Model(stored.id, self.embedder, self.rounds)
+        embedder = await asyncio.to_thread(open_known, self.settings, stored)
+        return Model(stored.id, embedder, RoundEmbedder(embedder))
+
     async def close(self) -> None:
+        for model in self._models.values():
+            await model.rounds.close()
         await self.rounds.close()
         await self.parsers.close()
         self._thread.shutdown(cancel_futures=True)

@@ -51,11 +51,7 @@ class Rebuilder:
         if not await in_transaction(self._engine.begin, is_any_due):
             return
         tools = await self._tools()
-
-        async def look(connection: AsyncConnection) -> list[DueRebuild]:
-            return await due_rebuilds(connection, tools.embedder.digest)
-
-        for due in await in_transaction(self._engine.begin, look):
+        for due in await in_transaction(self._engine.begin, due_rebuilds):
             digest = tools.digest(due.settings)
             while await self._queue_some(due, digest):
                 pass

@@ -162,7 +162,7 @@ class _Run:
         self._sightings: list[Sighting] = []
         self._room = _Room(BYTES_IN_FLIGHT)
         self._chunks_before = tools.chunks_count
-        self._embedded_before = tools.rounds.embedded_count
+        self._embedded_before = tools.embedded_count
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class _Run:
         )
         await self._books.note(self._sightings)
         self.report.chunks = self._tools.chunks_count - self._chunks_before
-        self.report.embedded = self._tools.rounds.embedded_count - self._embedded_before
+        self.report.embedded = self._tools.embedded_count - self._embedded_before
 
     async def drop_lost(self) -> None:
         """Delete the documents that are gone from the places that they came from."""

@@ -23,6 +23,7 @@ from app.db.session import WRITERS_IDLE_SECONDS, open_engine
 from app.db.transactions import translated_errors
 from app.db.vector_partitions import ensure_index
 from app.embedding.base import Embedder
+from app.embedding.known import ModelMissing
 from app.errors import (
     DatabaseUnavailable,
     DocumentRejected,
@@ -44,6 +45,7 @@ from ingestion.noting import ProgressNotes
 from ingestion.personal_data import PersonalDataRefused
 from ingestion.pipeline import DATABASE_CONNECTIONS, Original, Tools, open_tools, process
 from ingestion.rebuilding import Rebuilder
+from ingestion.switching import advance_switch
 from ingestion.writing import NewVersion
 
 log = structlog.get_logger(__name__)
@@ -101,7 +103,8 @@ async def run_worker(
         rebuilder = Rebuilder(engine, jobs, worker.opened_tools)
         maintenance = asyncio.create_task(Maintenance(engine, jobs, rebuilder.queue_outdated).run())
         stack.push_async_callback(_cancelled, maintenance)
-        takers = [partial(jobs.work, worker.process_document, concurrency=concurrency, stop=stop)]
+        take = partial(jobs.work, worker.process_document, worker.advance_switch)
+        takers = [partial(take, concurrency=concurrency, stop=stop)]
         if sync_source is not None:
             sync = partial(_sync, worker, sync_source)
             takers.append(partial(jobs.work_on_sources, sync, stop=stop))
@@ -213,6 +216,13 @@ class Worker:
         except (Unavailable, StorageFull) as error:
             raise _later(attempt, error.detail) from error
 
+    async def advance_switch(self, collection_id: int) -> bool:
+        """As `app.jobs.AdvanceSwitch` says."""
+        try:
+            return await advance_switch(await self.opened_tools(), collection_id)
+        except (Unavailable, StorageFull) as error:
+            raise _later(1, error.detail) from error
+
     async def _attempt(self, claim: Claim, attempt: int, tools: Tools) -> bool:
         if claim.is_second_hand and attempt >= MAX_STARTS_CUT_SHORT:
             return await self._fail(
@@ -247,10 +257,14 @@ class Worker:
         raise _later(attempt, reason)
 
     async def _make(self, claim: Claim, tools: Tools) -> bool:
-        if claim.shelf.model_id != await tools.model_id():
+        try:
+            # Asks the database once for each model, not for each document.
+            await tools.check_model(claim.shelf.model_id)
+        except ModelMissing as error:
             raise DocumentRejected(
-                f"its collection is of another embedding model than {tools.embedder.name}"
-            )
+                f"its collection is of another embedding model than {tools.embedder.name}. "
+                f"{error.detail}"
+            ) from error
 
         async def write(connection: AsyncConnection, version: NewVersion) -> bool:
             return await write_claimed(connection, claim, version)
@@ -337,6 +351,7 @@ class Maintenance:
                 reach("rescue.jobs_put_back")
                 await self._jobs.requeue_lost(self._engine)
                 await self._jobs.requeue_due(self._engine)
+                await self._jobs.requeue_switches(self._engine)
 
     async def tidy(self) -> None:
         """Keep the indexes of the collections fast that changed since the last time."""

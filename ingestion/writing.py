@@ -21,6 +21,7 @@ from app.db.documents import (
 )
 from app.db.models import DocumentVersion
 from app.db.postings import ChunkTerms, add_postings
+from app.db.token_vectors import keep_signs
 from app.db.vectors import add_vectors
 from app.embedding.base import Vectors
 from app.failpoints import reach
@@ -127,8 +128,7 @@ async def write_file(
     Raises Superseded when another version serves than the one that the file was compared with, and
     ModelSwitched when its vectors are of another model than the one that serves.
     """
-    await enter_with(connection, shelf.collection_id, version)
-    document = await _enter_file(connection, shelf, file)
+    document = await _enter_file(connection, shelf, file, version)
     served = document.version
     if document.serves(version.sha256, version.pipeline_digest):
         await _restore(connection, document, file)
@@ -201,9 +201,12 @@ async def record_failed_file(
 
 
 async def _enter_file(
-    connection: AsyncConnection, shelf: Shelf, file: SourceFile
+    connection: AsyncConnection, shelf: Shelf, file: SourceFile, version: NewVersion | None = None
 ) -> StoredDocument:
-    await enter_collection(connection, shelf.collection_id)
+    if version is None:
+        await enter_collection(connection, shelf.collection_id)
+    else:
+        await enter_with(connection, shelf.collection_id, version)
     document, _ = await lock_document_at(
         connection,
         tenant_id=shelf.tenant_id,
@@ -231,9 +234,7 @@ async def _restore(connection: AsyncConnection, document: StoredDocument, file: 
     )
 
 
-async def enter_with(
-    connection: AsyncConnection, collection_id: int, version: NewVersion
-) -> None:
+async def enter_with(connection: AsyncConnection, collection_id: int, version: NewVersion) -> None:
     """Begin to write the version; raises ModelSwitched when it has another model's vectors."""
     if (model_id := await enter_collection(connection, collection_id)) != version.model_id:
         raise ModelSwitched(model_id)
@@ -328,6 +329,8 @@ async def put_version(
     )
     reach("version.status_set")
     if old is not None:
+        if shelf.settings.search.token_vectors:
+            await keep_signs(connection, old.id, version_id)
         await remove_version(connection, shelf.collection_id, old)
         reach("version.old_removed")
     await drop_unused_blobs(

@@ -21,6 +21,7 @@ from app.db.collections import enter_alone, enter_collection
 from app.db.models.switches import SwitchStatus
 from app.db.vector_partitions import partition_name
 from app.db.vectors import add_vectors
+from app.errors import NotFound
 from app.failpoints import reach
 
 LOCK_TIMEOUT_SECONDS = 5.0
@@ -111,23 +112,26 @@ async def lock_switches(connection: AsyncConnection, collection_ids: Sequence[in
     return [Switch(*row) for row in await connection.execute(_LOCK, scope)]
 
 
-async def change_switches(
-    connection: AsyncConnection,
-    collection_ids: Sequence[int],
-    status: SwitchStatus,
-    *,
-    activates: bool = False,
-    reason: str | None = None,
-) -> None:
+async def activate_switches(connection: AsyncConnection, collection_ids: Sequence[int]) -> UUID:
+    """Note that these models, complete or nearly, are to serve, all of them at once."""
+    switch_id = uuid4()
     await connection.execute(
-        _CHANGE,
-        {
-            "collection_ids": list(collection_ids),
-            "status": status,
-            "activates": activates,
-            "reason": reason,
-        },
+        _ACTIVATE, {"collection_ids": list(collection_ids), "switch_id": switch_id}
     )
+    return switch_id
+
+
+async def give_up_switches(connection: AsyncConnection, collection_ids: Sequence[int]) -> None:
+    """Note that the vectors of these models are to go; what serves is not touched."""
+    await connection.execute(_GIVE_UP, {"collection_ids": list(collection_ids)})
+
+
+async def conclude(
+    connection: AsyncConnection, switch: Switch, status: SwitchStatus, *, reason: str | None = None
+) -> None:
+    """Change the status as far as it is still what it was when the switch was read."""
+    values = {**_seen(switch), "old_status": switch.status, "status": status, "reason": reason}
+    await connection.execute(_CONCLUDE, values)
 
 
 async def note_job(connection: AsyncConnection, collection_id: int, job_id: int) -> None:
@@ -162,7 +166,7 @@ async def add_missing_vectors(
 ) -> int:
     """Store vectors of those passages that are still there; how many that were.
 
-    Raises NotFound when the collection is gone.
+    Raises NotFound when the collection is gone, or does not want the model any more.
     """
     # Writers begin with a document; who holds anything else never waits for that.
     await connection.execute(_BEGIN_LIKE_A_WRITER)
@@ -182,9 +186,9 @@ async def add_missing_vectors(
         kept_ids,
         vectors[[rows[chunk_id] for chunk_id in kept_ids]],
     )
-    await connection.execute(
-        _COUNT, {"collection_id": switch.collection_id, "added": len(kept_ids)}
-    )
+    counted = await connection.execute(_COUNT, {**_seen(switch), "added": len(kept_ids)})
+    if not counted.rowcount:
+        raise NotFound("The switch was given up.")
     reach("switch.vectors_written")
     return len(kept_ids)
 
@@ -221,7 +225,7 @@ async def drop_vectors(connection: AsyncConnection, switch: Switch, limit: int) 
     if dropped.rowcount < limit:
         await connection.execute(_FORGET, scope)
     else:
-        await connection.execute(_COUNT, {**scope, "added": -dropped.rowcount})
+        await recount(connection, switch)
     reach("switch.vectors_dropped")
     return dropped.rowcount
 
@@ -249,6 +253,14 @@ async def put_in_service(connection: AsyncConnection, switch_id: UUID) -> bool:
     await connection.execute(_PUT_IN_SERVICE, {"collection_ids": list(members)})
     reach("switch.before_commit")
     return True
+
+
+def _seen(switch: Switch) -> dict[str, object]:
+    return {
+        "collection_id": switch.collection_id,
+        "model_id": switch.model_id,
+        "switch_id": switch.switch_id,
+    }
 
 
 _COLUMNS = """
@@ -280,9 +292,17 @@ _BEGIN = text(
       created_at = now()
     """
 ).bindparams(_IDS, bindparam("switch_id", type_=Uuid), bindparam("model_id", type_=Integer))
-_CHANGE = text(
+_ACTIVATE = text(
     """
-    UPDATE model_switches SET status = :status, activates = :activates, reason = :reason
+    UPDATE model_switches
+    SET activates = true, keeps_old = keeps_old OR status = 'retained', status = 'prepared',
+      switch_id = :switch_id, reason = NULL
+    WHERE collection_id = ANY(:collection_ids)
+    """
+).bindparams(_IDS, bindparam("switch_id", type_=Uuid))
+_GIVE_UP = text(
+    """
+    UPDATE model_switches SET status = 'dropping', activates = false, reason = NULL
     WHERE collection_id = ANY(:collection_ids)
     """
 ).bindparams(_IDS)
@@ -291,7 +311,8 @@ _UNATTENDED = text(
     """
     SELECT s.collection_id FROM model_switches AS s JOIN collections AS c ON c.id = s.collection_id
     WHERE (s.status IN ('preparing', 'dropping') OR (s.status = 'prepared' AND s.activates)
-        OR (s.status IN ('prepared', 'retained') AND s.complete_at IS DISTINCT FROM c.generation))
+        OR (s.status IN ('prepared', 'retained') AND s.reason IS NULL
+          AND s.complete_at IS DISTINCT FROM c.generation))
       AND NOT EXISTS (
         SELECT 1 FROM procrastinate_jobs AS j
         WHERE j.id = s.job_id AND j.status IN ('todo', 'doing'))
@@ -311,8 +332,18 @@ _KEEP = f"""
     ORDER BY c.id FOR KEY SHARE SKIP LOCKED
 """  # noqa: S608
 _COUNT = text(
-    "UPDATE model_switches SET embedded = embedded + :added WHERE collection_id = :collection_id"
+    """
+    UPDATE model_switches SET embedded = embedded + :added
+    WHERE collection_id = :collection_id AND model_id = :model_id AND status <> 'dropping'
+    """
 )
+_CONCLUDE = text(
+    """
+    UPDATE model_switches SET status = :status, reason = :reason
+    WHERE collection_id = :collection_id AND model_id = :model_id AND switch_id = :switch_id
+      AND status = :old_status
+    """
+).bindparams(bindparam("switch_id", type_=Uuid))
 _RECOUNT = """
     UPDATE model_switches SET embedded = (
       SELECT count(*) FROM {partition} AS e WHERE e.collection_id = :collection_id)

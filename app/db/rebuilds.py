@@ -65,9 +65,9 @@ async def count_outdated(connection: AsyncConnection, collection_id: int) -> int
     return int(found.scalar_one())
 
 
-async def due_rebuilds(connection: AsyncConnection, model_digest: str) -> list[DueRebuild]:
-    """The collections with a note whose vectors are of this model."""
-    rows = await connection.execute(_DUE, {"model_digest": model_digest})
+async def due_rebuilds(connection: AsyncConnection) -> list[DueRebuild]:
+    """The collections with a note, the oldest first."""
+    rows = await connection.execute(_DUE)
     return [
         DueRebuild(row.id, row.name, row.rebuild_since, CollectionSettings.model_validate(row[3]))
         for row in rows
@@ -144,8 +144,7 @@ _ANY_DUE = text("SELECT EXISTS (SELECT 1 FROM collections WHERE rebuild_since IS
 _DUE = text(
     """
     SELECT c.id, c.name, c.rebuild_since, c.settings
-    FROM collections AS c JOIN embedding_models AS m ON m.id = c.embedding_model_id
-    WHERE c.rebuild_since IS NOT NULL AND m.digest = :model_digest ORDER BY c.rebuild_since
+    FROM collections AS c WHERE c.rebuild_since IS NOT NULL ORDER BY c.rebuild_since
     """
 )
 _SAY = text(

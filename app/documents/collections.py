@@ -3,7 +3,7 @@
 A collection is seen by every key of its tenant that is not limited to others.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -41,12 +41,28 @@ from app.errors import Conflict, Forbidden, InvalidInput, NotFound, ScanUnavaila
 SCAN_PACKAGES = ("phonenumbers", "stdnum")
 
 
-class Collections:
-    """`embedder` is the model that new collections are made for."""
+ModelIsHere = Callable[[int], Awaitable[bool]]
+"""Whether the model that the database knows by this id can be found on this machine."""
 
-    def __init__(self, sessions: Sessions, embedder: EmbedderIdentity) -> None:
+
+class Collections:
+    """`embedder` is the model that new collections are made for, found at `location`.
+
+    Without `model_is_here` no other model is.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        embedder: EmbedderIdentity,
+        *,
+        location: str | None = None,
+        model_is_here: ModelIsHere | None = None,
+    ) -> None:
         self._sessions = sessions
         self._embedder = embedder
+        self._location = location
+        self._model_is_here = model_is_here
 
     async def create_collection(
         self, caller: Caller, name: str, change: Mapping[str, Any] | None = None
@@ -161,6 +177,7 @@ class Collections:
             name=self._embedder.name,
             digest=self._embedder.digest,
             dimensions=self._embedder.dimensions,
+            location=self._location,
         )
 
     async def _collection(
@@ -181,7 +198,11 @@ class Collections:
         if name == DEFAULT_COLLECTION and may_enter(caller, name):
             await ensure_collection(connection, caller.tenant_id, name, model_id)
         collection = await self._collection(connection, caller, name)
-        collection.check_model(model_id, self._embedder.name)
+        is_other = collection.model_id != model_id
+        if is_other and not (
+            self._model_is_here and await self._model_is_here(collection.model_id)
+        ):
+            collection.check_model(model_id, self._embedder.name)
         return collection
 
 

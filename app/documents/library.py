@@ -25,7 +25,7 @@ from app.db.idempotency import keep_reply, take_key
 from app.db.models import Collection, Document
 from app.db.session import Sessions
 from app.db.transactions import in_transaction
-from app.documents.collections import Collections
+from app.documents.collections import Collections, ModelIsHere
 from app.documents.contents import check_content
 from app.documents.records import (
     Accepted,
@@ -55,9 +55,16 @@ Found = TypeVar("Found")
 
 class Library(Collections):
     def __init__(
-        self, sessions: Sessions, jobs: Jobs, settings: Settings, embedder: EmbedderIdentity
+        self,
+        sessions: Sessions,
+        jobs: Jobs,
+        settings: Settings,
+        embedder: EmbedderIdentity,
+        *,
+        location: str | None = None,
+        model_is_here: ModelIsHere | None = None,
     ) -> None:
-        super().__init__(sessions, embedder)
+        super().__init__(sessions, embedder, location=location, model_is_here=model_is_here)
         self._jobs = jobs
         self._settings = settings
 

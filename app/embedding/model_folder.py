@@ -61,8 +61,19 @@ class ModelIdentity:
     @property
     def location(self) -> str | None:
         """Where to look for it when its name leads nowhere; the bundled one is always there."""
-        is_bundled = self.name.removesuffix(INT8) in BUNDLED_NAMES
-        return None if is_bundled else str(self.folder)
+        return None if _is_bundled(self.name) else str(self.folder)
+
+
+def location_of(name: str) -> str | None:
+    """The same of a name; None too where it is not a model of this machine."""
+    try:
+        return None if _is_bundled(name) else str(locate_model(name))
+    except EmbeddingUnavailable:
+        return None
+
+
+def _is_bundled(name: str) -> bool:
+    return name.removesuffix(INT8) in BUNDLED_NAMES
 
 
 def identify(name: str, folder: Path | None = None) -> ModelIdentity:

@@ -8,17 +8,20 @@ was right the last time, while that is being found out, and again if it has chan
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import structlog
 
 from app.config import Settings
 from app.db.vectors import StoredModel
 from app.embedding.base import Vectors
-from app.embedding.known import ModelMissing, open_known
-from app.embedding.loading import usable_cores
+from app.embedding.known import ModelMissing, find_known
+from app.embedding.loading import open_model, usable_cores
+from app.embedding.model_folder import ModelIdentity, identify
 from app.embedding.query import QueryEmbedder
 from app.errors import EmbeddingUnavailable, FootnoteError
 
@@ -48,6 +51,7 @@ class QueryModels:
         self._loaded: OrderedDict[str, QueryEmbedder] = OrderedDict()
         self._loading: dict[str, asyncio.Task[QueryEmbedder]] = {}
         self._failed: dict[str, tuple[float, FootnoteError]] = {}
+        self._found_here: set[str] = set()
         self._guesses: OrderedDict[Hashable, str] = OrderedDict()
 
     async def get(self, model_id: int, digest: str) -> QueryEmbedder:
@@ -61,7 +65,9 @@ class QueryModels:
         failed_at, error = self._failed.get(digest, (0.0, None))
         if error is not None and time.monotonic() < failed_at + RETRY_SECONDS:
             raise error
-        task = self._loading.get(digest) or self._load(digest, lambda: self._find_model(model_id))
+        task = self._loading.get(digest) or self._load(
+            digest, partial(self._open_stored, digest, partial(self._find_model, model_id))
+        )
         done, _ = await asyncio.wait({task}, timeout=LOADING_PATIENCE_SECONDS)
         if not done:
             raise EmbeddingUnavailable(
@@ -69,13 +75,39 @@ class QueryModels:
             )
         return task.result()
 
+    async def load_named(self, name: str) -> "NamedModel":
+        """A model of this machine that no collection need have yet, ready for questions.
+
+        Waits as long as that takes: it is exported first. Raises EmbeddingUnavailable.
+        """
+        found = await asyncio.to_thread(identify, name)
+        embedder = self._ready(found.digest)
+        if embedder is None:
+            task = self._loading.get(found.digest) or self._load(
+                found.digest, lambda: asyncio.to_thread(self._open, found)
+            )
+            await asyncio.wait({task})
+            embedder = task.result()
+        return NamedModel(found.digest, embedder.embedder.dimensions, found.location)
+
+    async def is_here(self, model_id: int) -> bool:
+        """Whether the model can be found on this machine, loaded or not."""
+        model = await self._find_model(model_id)
+        if self._ready(model.digest) is None and model.digest not in self._found_here:
+            try:
+                await asyncio.to_thread(find_known, model)
+            except ModelMissing:
+                return False
+            self._found_here.add(model.digest)
+        return True
+
     async def preload(self, models: Iterable[StoredModel]) -> None:
         """Load those that are not, the most important first, as long as there is room."""
         for model in list(models)[: self._settings.embedding_models_loaded]:
             failed_at, _ = self._failed.get(model.digest, (0.0, None))
             if self._ready(model.digest) is None and time.monotonic() > failed_at + RETRY_SECONDS:
                 task = self._loading.get(model.digest) or self._load(
-                    model.digest, partial(_found, model)
+                    model.digest, partial(self._open_stored, model.digest, partial(_found, model))
                 )
                 await asyncio.wait({task})
 
@@ -113,22 +145,23 @@ class QueryModels:
         return embedder
 
     def _load(
-        self, digest: str, find: Callable[[], Awaitable[StoredModel]]
+        self, digest: str, load: Callable[[], Coroutine[Any, Any, QueryEmbedder]]
     ) -> "asyncio.Task[QueryEmbedder]":
-        task = self._loading[digest] = asyncio.create_task(self._opened(digest, find))
+        task = self._loading[digest] = asyncio.create_task(load())
         task.add_done_callback(lambda done: self._note(digest, done))
         return task
 
-    async def _opened(
+    async def _open_stored(
         self, digest: str, find: Callable[[], Awaitable[StoredModel]]
     ) -> QueryEmbedder:
         model = await find()
         if model.digest != digest:
             raise ModelMissing(f"The embedding model {model.name} was registered anew just now.")
+        return await asyncio.to_thread(lambda: self._open(find_known(model)))
+
+    def _open(self, model: ModelIdentity) -> QueryEmbedder:
         threads = self._settings.embedding_threads
-        embedder = await asyncio.to_thread(
-            open_known, self._settings, model, threads=max(1, usable_cores() // threads)
-        )
+        embedder = open_model(self._settings, model, threads=max(1, usable_cores() // threads))
         log.info("embedding_model_loaded", model=model.name)
         return QueryEmbedder(embedder, threads=threads, waiters=self._settings.embedding_waiters)
 
@@ -145,6 +178,15 @@ class QueryModels:
         elif isinstance(error, FootnoteError):
             self._failed[digest] = (time.monotonic(), error)
             log.warning("embedding_model_not_loaded", digest=digest, reason=error.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """What is registered of a model besides its name."""
+
+    digest: str
+    dimensions: int
+    location: str | None
 
 
 class Question:

@@ -3,7 +3,7 @@
 from app.db.models.access import ApiKey, Tenant
 from app.db.models.conversations import Conversation, ConversationMessage, Feedback, UsageRecord
 from app.db.models.documents import Blob, Collection, Document, DocumentVersion, IdempotencyKey
-from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting
+from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting, StoredTokenVectors
 from app.db.models.sources import RegisteredSource
 from app.db.models.switches import ModelSwitch
 
@@ -23,6 +23,7 @@ __all__ = [
     "ModelSwitch",
     "Posting",
     "RegisteredSource",
+    "StoredTokenVectors",
     "Tenant",
     "UsageRecord",
 ]

@@ -27,6 +27,18 @@ def commands() -> None:
     """Measure how well a running Footnote finds."""
 
 
+@app.command("table")
+def print_table(
+    results: Annotated[Path, typer.Argument(help="What --results wrote.", metavar="DIR")] = Path(
+        "evaluation/results"
+    ),
+) -> None:
+    """Print the results of all sets as one table in Markdown."""
+    from evaluation.overview import load_records, markdown  # noqa: PLC0415 - heavy, for every command
+
+    typer.echo(markdown(load_records(results)))
+
+
 @app.command("answers")
 def ask_questions(
     sets: Annotated[
@@ -40,7 +52,7 @@ def ask_questions(
     as_json: AsJson = False,
 ) -> None:
     """Ask each set's questions of its own documents and of the others': answered, or declined?"""
-    from evaluation.answers import answers_table  # noqa: PLC0415 - heavy, for every command
+    from evaluation.answers import answers_table  # noqa: PLC0415 - as above
 
     rows = asyncio.run(_ask_all(sets, address(url), api_key, questions, seed, as_json))
     if as_json:

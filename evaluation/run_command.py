@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from enum import StrEnum
 from pathlib import Path
@@ -107,8 +107,11 @@ def run_sets(
         load,
         read_gate,
     )
-    from evaluation.records import outcome_record  # noqa: PLC0415 - as above
-    from evaluation.run import MODES, Plan  # noqa: PLC0415 - as above
+    from evaluation.baseline import save as save_outcomes  # noqa: PLC0415 - as above
+    from evaluation.page import write_page  # noqa: PLC0415 - as above
+    from evaluation.records import outcome_record, write_record  # noqa: PLC0415 - as above
+    from evaluation.run import MODES, Outcome, Plan  # noqa: PLC0415 - as above
+    from evaluation.trec import export  # noqa: PLC0415 - as above
 
     asked = Asked.read(sets, split, questions, collection)
     gate = read_gate(fail_below or (), max_drop or (), strict=strict)
@@ -117,9 +120,21 @@ def run_sets(
     saved = load(baseline) if baseline else None
     modes = tuple(one for one in MODES if one in mode) if mode else MODES
     plan = Plan(modes=modes, limit=limit, timed=timed, seed=seed, keep=keep)
-    outcomes = asyncio.run(_run_all(asked, address(url), api_key, plan, as_json))
+
+    def keep_outcome(outcome: Outcome) -> None:
+        if results is not None:
+            write_record(outcome, results)
+        if trec is not None:
+            export(outcome, trec)
+
+    outcomes = asyncio.run(
+        _run_all(asked, address(url), api_key, plan, keep_outcome, is_quiet=as_json)
+    )
     since = [changes(one, saved) if saved is not None else [] for one in outcomes]
-    _write(outcomes, since, report, save, results, trec)
+    if save is not None:
+        save_outcomes(outcomes, save)
+    if report is not None:
+        write_page(outcomes, since, report)
     failed = [
         line
         for outcome, change in zip(outcomes, since, strict=True)
@@ -150,30 +165,6 @@ def _print(outcomes: "Sequence[Outcome]", since: "Sequence[Sequence[Change]]") -
         out.print(table, "")
 
 
-def _write(
-    outcomes: "Sequence[Outcome]",
-    since: "Sequence[Sequence[Change]]",
-    report: Path | None,
-    save: Path | None,
-    results: Path | None,
-    trec: Path | None,
-) -> None:
-    from evaluation.baseline import save as save_outcomes  # noqa: PLC0415 - as above
-    from evaluation.page import write_page  # noqa: PLC0415 - as above
-    from evaluation.records import write_record  # noqa: PLC0415 - as above
-    from evaluation.trec import export  # noqa: PLC0415 - as above
-
-    for outcome in outcomes:
-        if results is not None:
-            write_record(outcome, results)
-        if trec is not None:
-            export(outcome, trec)
-    if save is not None:
-        save_outcomes(outcomes, save)
-    if report is not None:
-        write_page(outcomes, since, report)
-
-
 def _change_record(changes: "Sequence[Change]") -> dict[str, object]:
     return {
         change.mode: {name: value.record() for name, value in change.values.items()}
@@ -182,11 +173,20 @@ def _change_record(changes: "Sequence[Change]") -> dict[str, object]:
 
 
 async def _run_all(
-    asked: "Asked", url: str, api_key: str | None, plan: "Plan", is_quiet: bool
+    asked: Asked,
+    url: str,
+    api_key: str | None,
+    plan: "Plan",
+    keep: "Callable[[Outcome], None]",
+    *,
+    is_quiet: bool,
 ) -> "list[Outcome]":
+    """Each set's outcome is kept at once: many sets take long, and the last may fail."""
     from evaluation.run import ask_all  # noqa: PLC0415 - as above
 
+    outcomes: list[Outcome] = []
     async with aclosing(asked.one_by_one(url, api_key, plan, is_quiet=is_quiet)) as opened:
-        return [
-            await ask_all(service, judged, plan, tell) async for service, judged, tell in opened
-        ]
+        async for service, judged, tell in opened:
+            outcomes.append(await ask_all(service, judged, plan, tell))
+            keep(outcomes[-1])
+    return outcomes

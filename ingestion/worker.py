@@ -46,6 +46,7 @@ from ingestion.personal_data import PersonalDataRefused
 from ingestion.pipeline import DATABASE_CONNECTIONS, Original, Tools, open_tools, process
 from ingestion.rebuilding import Rebuilder
 from ingestion.switching import advance_switch
+from ingestion.token_filling import TokenFiller
 from ingestion.writing import NewVersion
 
 log = structlog.get_logger(__name__)
@@ -90,9 +91,9 @@ async def run_worker(
     """
     if stop is None:
         stop = _stopped_by_signals()
-    # Two connections more than the pipeline takes: for the maintenance, and for its lock.
+    # More connections than the pipeline takes: for the maintenance, for its lock, for token vectors.
     engine = open_engine(
-        settings, url, pool_size=DATABASE_CONNECTIONS + 2, idle_seconds=WRITERS_IDLE_SECONDS
+        settings, url, pool_size=DATABASE_CONNECTIONS + 3, idle_seconds=WRITERS_IDLE_SECONDS
     )
     jobs = Jobs(url, timeout_seconds=settings.database_timeout_seconds)
     async with AsyncExitStack() as stack:
@@ -103,7 +104,9 @@ async def run_worker(
         rebuilder = Rebuilder(engine, jobs, worker.opened_tools)
         maintenance = asyncio.create_task(Maintenance(engine, jobs, rebuilder.queue_outdated).run())
         stack.push_async_callback(_cancelled, maintenance)
-        take = partial(jobs.work, worker.process_document, worker.advance_switch)
+        filling = asyncio.create_task(TokenFiller(engine, worker.opened_tools).run())
+        stack.push_async_callback(_cancelled, filling)
+        take = partial(jobs.work, worker.process_document, advance_switch=worker.advance_switch)
         takers = [partial(take, concurrency=concurrency, stop=stop)]
         if sync_source is not None:
             sync = partial(_sync, worker, sync_source)

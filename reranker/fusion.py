@@ -16,9 +16,16 @@ _NOISE = 1e-9
 
 
 def standardise(scores: Scores) -> Scores:
-    """Distance from the mean in standard deviations; all zero when the scores do not differ."""
+    """Distance from the mean in standard deviations; all zero when the scores do not differ.
+
+    NaN stands for no opinion: it becomes zero, and the others are measured among themselves.
+    """
     if len(scores) == 0:
         return scores
+    if (unknown := np.isnan(scores)).any():
+        known = np.zeros_like(scores)
+        known[~unknown] = standardise(scores[~unknown])
+        return known
     deviation = scores.std()
     if deviation <= _NOISE * np.abs(scores).max():
         return np.zeros_like(scores)

@@ -256,6 +256,7 @@ async def test_deleting_says_what_is_gone(service: Service) -> None:
         "documents": 1,
         "chunks": 0,
         "vectors": 0,
+        "token_vectors": 0,
         "postings": 0,
         "originals": 1,
         "bytes": 7,

@@ -24,6 +24,10 @@ from tests.passages import add_tenant
 from tests.searching import Index, open_index
 
 TABLES = [*GUARDED, "embeddings_m1"]
+SOME_TOKENS = """
+    INSERT INTO token_vectors (chunk_id, model_id, tenant_id, collection_id, version, width, signs)
+    SELECT chunk_id, model_id, tenant_id, collection_id, 1, 1, '\\x00' FROM embeddings
+"""
 
 
 @pytest.fixture
@@ -34,6 +38,8 @@ async def index(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Index]
             await add_tenant(connection, 2)
         await opened.fill(["travel ours"])
         await opened.fill(["travel theirs", "travel secret"], tenant_id=2)
+        async with engine.begin() as connection:
+            await connection.execute(text(SOME_TOKENS))
         yield opened
 
 

@@ -71,6 +71,7 @@ def removal(removed: Removed) -> Removal:
         documents=removed.documents,
         chunks=removed.chunks,
         vectors=removed.vectors,
+        token_vectors=removed.token_vectors,
         postings=removed.postings,
         originals=removed.originals,
         bytes=removed.bytes,

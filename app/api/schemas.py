@@ -97,13 +97,14 @@ class InCollections(Wire):
 class Removal(BaseModel):
     """The receipt of a deletion, committed when it is given.
 
-    `postings` are entries of the keyword index. `originals` are those that nothing else needs, and
-    `bytes` theirs.
+    `token_vectors` are the passages that had some, `postings` entries of the keyword index.
+    `originals` are those that nothing else needs, and `bytes` theirs.
     """
 
     documents: int
     chunks: int
     vectors: int
+    token_vectors: int
     postings: int
     originals: int
     bytes: int
@@ -190,6 +191,9 @@ class SearchBody(InCollections):
     explain: StrictBool = False
     collapse_duplicates: StrictBool = Field(
         default=False, description="Give a passage that several documents hold only once."
+    )
+    candidate_model: StrictBool = Field(
+        default=False, description="With the embedding model that the collections are to get."
     )
 
 

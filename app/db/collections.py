@@ -50,13 +50,14 @@ class StoredCollection:
 class Removed:
     """What a deletion took away.
 
-    `postings` are entries of the keyword index. `originals` are those that nothing else needs, and
-    `bytes` theirs.
+    `token_vectors` are the passages that had some, `postings` entries of the keyword index.
+    `originals` are those that nothing else needs, and `bytes` theirs.
     """
 
     documents: int = 0
     chunks: int = 0
     vectors: int = 0
+    token_vectors: int = 0
     postings: int = 0
     originals: int = 0
     bytes: int = 0
@@ -178,6 +179,7 @@ async def delete_collection(connection: AsyncConnection, collection: StoredColle
         return Removed()
     postings_count = await remove_all_postings(connection, collection.id)
     vectors = await connection.execute(_DELETE_VECTORS, scope)
+    tokens = await connection.execute(_DELETE_TOKENS, scope)
     chunks = await connection.execute(_DELETE_CHUNKS, scope)
     originals = (await connection.execute(_ORIGINALS, scope)).scalars().all()
     documents = await connection.execute(_DELETE_DOCUMENTS, scope)
@@ -187,6 +189,7 @@ async def delete_collection(connection: AsyncConnection, collection: StoredColle
         documents=documents.rowcount,
         chunks=chunks.rowcount,
         vectors=vectors.rowcount,
+        token_vectors=tokens.rowcount,
         postings=postings_count,
         originals=freed.originals,
         bytes=freed.bytes,
@@ -240,6 +243,7 @@ _DELETE_VECTORS = text(
     WHERE c.collection_id = :collection_id AND e.chunk_id = c.id
     """
 )
+_DELETE_TOKENS = text("DELETE FROM token_vectors WHERE collection_id = :collection_id")
 _DELETE_CHUNKS = text("DELETE FROM chunks WHERE collection_id = :collection_id")
 _ORIGINALS = text(
     """

@@ -200,9 +200,15 @@ async def remove_version(
         "last": version.last_chunk_id,
     }
     vectors = await connection.execute(_DELETE_VECTORS, scope)
+    tokens = await connection.execute(_DELETE_TOKENS, scope)
     chunks = await connection.execute(_DELETE_CHUNKS, {"version_id": version.id})
     await connection.execute(_DELETE_VERSION, {"version_id": version.id})
-    return Removed(chunks=chunks.rowcount, vectors=vectors.rowcount, postings=postings_count)
+    return Removed(
+        chunks=chunks.rowcount,
+        vectors=vectors.rowcount,
+        token_vectors=tokens.rowcount,
+        postings=postings_count,
+    )
 
 
 async def delete_document(connection: AsyncConnection, document_id: UUID) -> Removed | None:
@@ -301,6 +307,7 @@ _RESERVE = text(
     """
 )
 _DELETE_VECTORS = text("DELETE FROM embeddings WHERE chunk_id BETWEEN :first AND :last")
+_DELETE_TOKENS = text("DELETE FROM token_vectors WHERE chunk_id BETWEEN :first AND :last")
 _DELETE_CHUNKS = text("DELETE FROM chunks WHERE version_id = :version_id")
 _DELETE_VERSION = text("DELETE FROM document_versions WHERE id = :version_id")
 _COLLECTION_OF = text("SELECT collection_id FROM documents WHERE id = :document_id")

@@ -26,6 +26,7 @@ GUARDED = {
     "document_versions": OWN_ROWS,
     "chunks": OWN_ROWS,
     "embeddings": OWN_ROWS,
+    "token_vectors": OWN_ROWS,
     "postings": OWN_COLLECTIONS,
 }
 """Condition on the rows that a reader sees, by table, in the order in which writers take them.
@@ -39,7 +40,12 @@ _UNGUARDED = ("collections", "embedding_models", "model_switches")
 
 def enter(tenant_id: int) -> str:
     """Statements by which a transaction becomes a reader for this tenant, until it ends."""
-    return f"SET LOCAL {TENANT_SETTING} = {tenant_id:d}; SET LOCAL ROLE {READER};"
+    return f"SET LOCAL {TENANT_SETTING} = {tenant_id:d}; {RETURN};"
+
+
+LEAVE = "RESET ROLE"
+RETURN = f"SET LOCAL ROLE {READER}"
+"""For what a reader could only do slowly, within such a transaction."""
 
 
 def guard(table: str, condition: str) -> list[str]:

@@ -75,8 +75,8 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
-class TokenEmbedder(Embedder, Protocol):
-    """A model that also tells what it made of each token, as late interaction needs it."""
+class ReadsTokens(Protocol):
+    """What also tells what it made of each token, as late interaction needs it."""
 
     def embed_with_tokens(
         self, texts: Sequence[str], kind: TextKind
@@ -86,3 +86,7 @@ class TokenEmbedder(Embedder, Protocol):
         Tokens beyond `max_tokens` are left out. Raises what `embed` raises.
         """
         ...
+
+
+class TokenEmbedder(Embedder, ReadsTokens, Protocol):
+    """An embedder that tells of tokens too: every one that this package opens."""

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.embedding.base import Embedder, TextKind, Vectors
+from app.embedding.base import Embedder, ReadsTokens, TextKind, TokenVectors, Vectors
 from app.errors import EmbeddingUnavailable, Overloaded
 
 MAX_TOGETHER = 8
 """Texts in one run. Beyond this a run costs more time per caller than it saves."""
+
+
+QUERIES_KEPT = 256
+"""So many queries' token vectors are kept for whoever asks for them after the query's own vector."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +41,8 @@ class QueryEmbedder:
         self._busy = 0
         self._closed = False
         self._waiting: deque[_Request] = deque()
+        self._wants_tokens = False
+        self._tokens: dict[str, TokenVectors] = {}
 
     async def embed(self, texts: Sequence[str], kind: TextKind) -> Vectors:
         """Unit vectors: float32, shape (len(texts), dimensions), in input order.
@@ -54,6 +60,18 @@ class QueryEmbedder:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([np.empty((0, self.embedder.dimensions), np.float32), *parts])
+
+    async def tokens(self, query: str) -> TokenVectors | None:
+        """What the model made of each token of the query; None where it tells nothing of them.
+
+        From the first call on they come with the query's own vector, out of one run.
+        """
+        if not isinstance(self.embedder, ReadsTokens):
+            return None
+        self._wants_tokens = True
+        if query not in self._tokens:
+            await self.embed([query], "query")
+        return self._tokens.get(query)
 
     def close(self) -> None:
         """Refuse what waits, finish what runs, and release the threads."""
@@ -83,9 +101,15 @@ class QueryEmbedder:
             self._busy += 1
             texts = [text for request in together for text in request.texts]
             run = asyncio.get_running_loop().run_in_executor(
-                self._pool, self.embedder.embed, texts, together[0].kind
+                self._pool, self._compute, texts, together[0].kind
             )
             run.add_done_callback(lambda run, together=together: self._finish(run, together))
+
+    def _compute(self, texts: list[str], kind: TextKind) -> tuple[Vectors, dict[str, TokenVectors]]:
+        if kind == "query" and self._wants_tokens and isinstance(self.embedder, ReadsTokens):
+            vectors, tokens = self.embedder.embed_with_tokens(texts, kind)
+            return vectors, dict(zip(texts, tokens, strict=True))
+        return self.embedder.embed(texts, kind), {}
 
     def _gather(self) -> list[_Request]:
         """The oldest request, and its share of those of the same kind that wait behind it."""
@@ -101,16 +125,24 @@ class QueryEmbedder:
             together.append(self._waiting.popleft())
         return together
 
-    def _finish(self, run: "asyncio.Future[Vectors]", together: list[_Request]) -> None:
+    def _finish(
+        self,
+        run: "asyncio.Future[tuple[Vectors, dict[str, TokenVectors]]]",
+        together: list[_Request],
+    ) -> None:
         self._busy -= 1
         error = run.exception()
+        if error is None:
+            self._tokens |= run.result()[1]
+            while len(self._tokens) > QUERIES_KEPT:
+                del self._tokens[next(iter(self._tokens))]
         start = 0
         for request in together:
             end = start + len(request.texts)
             if request.vectors.done():  # its caller has gone; the others still want theirs
                 pass
             elif error is None:
-                request.vectors.set_result(run.result()[start:end])
+                request.vectors.set_result(run.result()[0][start:end])
             else:
                 request.vectors.set_exception(error)
             start = end

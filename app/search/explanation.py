@@ -7,7 +7,7 @@ from app.search.base import SearchRequest
 from app.search.matching import Matches
 from app.search.phrases import Demands
 from app.search.query import ParsedQuery
-from app.search.ranking import LEG_WEIGHT, Ranking
+from app.search.ranking import Ranking
 from app.search.reranking import Told
 from app.search.scope import AllowedChunks, Scope
 
@@ -43,7 +43,7 @@ def explain_search(
     explanation |= {
         "mode": request.mode,
         "models": models,
-        "weights": {leg.name: LEG_WEIGHT for leg in ranking.legs},
+        "weights": {leg.name: leg.weight for leg in ranking.legs},
         "candidates": {leg.name: len(leg.ranked) for leg in ranking.legs},
         "terms": matches.explain(scope.chunks_count),
         "passages": scope.chunks_count,

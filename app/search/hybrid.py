@@ -16,6 +16,7 @@ from app.errors import InvalidInput
 from app.search.base import SearchRequest, SearchResult
 from app.search.candidate import with_candidate_model
 from app.search.explanation import explain_search
+from app.search.late_interaction import LateInteraction
 from app.search.matching import NOTHING_ASKED, find_matches, languages_of
 from app.search.passages import read_hits
 from app.search.phrases import find_demands
@@ -43,6 +44,7 @@ class HybridSearcher:
         self._snapshots = snapshots
         self._models = models
         self._rerankers = rerankers
+        self._late_interaction = LateInteraction()
 
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
         times_ms: dict[str, float] = {}
@@ -87,6 +89,11 @@ class HybridSearcher:
                         ranking = rank_by_vector(nearest)
                     else:
                         ranking = rank_by_both(nearest, best, similar, matches.scores)
+                if request.mode == "hybrid" and any(one.token_vectors for one in scope.collections):
+                    with stage("search", "late_interaction", times_ms):
+                        ranking = await self._late_interaction.add(
+                            snapshot, scope, ranking, matches, query.text, embedder
+                        )
             choices: set[RerankerChoice | None] = {one.reranker for one in scope.collections}
             reranker, reason = choose(request.rerank, choices, self._rerankers.own)
             count = max(request.limit, self._rerankers.candidates if reranker else 0)

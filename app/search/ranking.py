@@ -1,6 +1,7 @@
 """From what the two legs found to one order, with the reasons. Pure."""
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,13 @@ class Leg:
     """One leg's opinion.
 
     `ranked` are its own candidates, best first; `scores` are about the candidates of both legs, in
-    the order of the ranking's `chunk_ids`.
+    the order of the ranking's `chunk_ids`, NaN where it has no opinion.
     """
 
     name: str
     ranked: ChunkIds
     scores: Scores
+    weight: float = LEG_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,10 @@ class Ranking:
 
     def _opinion(self, leg: Leg, place: int) -> dict[str, Any]:
         found = np.flatnonzero(leg.ranked == self.chunk_ids[place])
+        score = float(leg.scores[place])
         opinion: dict[str, Any] = {
             "rank": int(found[0]) + 1 if len(found) else None,
-            "score": float(leg.scores[place]),
+            "score": None if isnan(score) else score,
         }
         if len(self.legs) > 1:
             opinion["standardised"] = float(standardise(leg.scores)[place])

@@ -44,6 +44,7 @@ class ScopedCollection:
     languages: Sequence[str]
     has_groups: bool
     reranker: RerankerChoice | None
+    token_vectors: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,12 @@ class AllowedChunks:
     def __len__(self) -> int:
         return int((self.lasts - self.firsts + 1).sum())
 
+    @property
+    def chunk_ids(self) -> ChunkIds:
+        """All of them, ascending."""
+        counts = self.lasts - self.firsts + 1
+        return np.arange(counts.sum()) + np.repeat(self.lasts - counts.cumsum() + 1, counts)
+
     def holds(self, chunk_ids: ChunkIds) -> NDArray[np.bool_]:
         """Which of the chunks are among them."""
         if len(self.firsts) == 0:
@@ -133,11 +140,7 @@ async def allowed_chunks(snapshot: Snapshot, scope: Scope) -> AllowedChunks:
         scope.parameters,
     )
     bounds = np.frombuffer(ranges or b"", ">i8").astype(np.int64).reshape(-1, 2)
-    follows = bounds[1:, 0] == bounds[:-1, 1] + 1
-    return AllowedChunks(
-        bounds[np.concatenate([[True], ~follows])[: len(bounds)], 0],
-        bounds[np.concatenate([~follows, [True]])[: len(bounds)], 1],
-    )
+    return AllowedChunks(bounds[:, 0], bounds[:, 1])
 
 
 # --- collections ----------------------------------------------------------------------------------
@@ -174,11 +177,12 @@ async def _find_collections(
     return models[wanted[0]], [found[name] for name in wanted]
 
 
-_FIRST_MODEL_COLUMN = 8
+_FIRST_MODEL_COLUMN = 9
 _COLLECTIONS = """
     SELECT c.id, c.name, c.generation, c.chunks_count, c.terms_count, c.languages,
       EXISTS (SELECT FROM documents AS d WHERE d.collection_id = c.id AND d.groups <> '{}'),
       c.settings -> 'search' ->> 'reranker',
+      coalesce((c.settings #>> '{search,token_vectors}')::boolean, false),
       m.id, m.name, m.digest, m.dimensions,
       (SELECT sum(o.chunks_count)::bigint FROM collections AS o WHERE o.embedding_model_id = m.id)
     FROM collections AS c JOIN embedding_models AS m ON m.id = c.embedding_model_id

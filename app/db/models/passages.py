@@ -97,6 +97,29 @@ class Embedding(Base):
     vector: Mapped[Any] = mapped_column(HALFVEC)
 
 
+class StoredTokenVectors(Base):
+    """The signs of a passage's token vectors, `width` bytes a token; see `app/db/token_vectors.py`.
+
+    Rows of another `version` than the one in use were made in another way, and mean nothing.
+    """
+
+    __tablename__ = "token_vectors"
+    __table_args__ = (Index("ix_token_vectors_collection", "collection_id"),)
+
+    chunk_id: Mapped[int] = mapped_column(
+        BigInteger,
+        ForeignKey("chunks.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    )
+    model_id: Mapped[int] = mapped_column(SmallInteger, ForeignKey("embedding_models.id"))
+    tenant_id: Mapped[int] = mapped_column(Integer)
+    collection_id: Mapped[int] = mapped_column(Integer)
+    version: Mapped[int] = mapped_column(SmallInteger)
+    width: Mapped[int] = mapped_column(SmallInteger)
+    signs: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class Posting(Base):
     """Where a term occurs: `payload` packs one 64-bit little-endian number per chunk, ascending.
 

@@ -20,7 +20,7 @@ help:
 	@echo "make test                 run all tests (TESTS=path for some)"
 	@echo "make lint types arch      check style, types and who imports whom"
 	@echo "make bench [DOCS=folder]  measure the speed of embedding and of ingestion"
-	@echo "make eval DATASETS=…      measure how well a running Footnote finds"
+	@echo "make eval DATASETS=…      measure how well a running Footnote finds (RESULTS=folder REPORT=file)"
 	@echo "make docs                 check the documentation's links and examples"
 	@echo "make lock                 write requirements.lock from what .venv holds"
 
@@ -71,7 +71,8 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/ingest.py $(DOCS)
 
 eval: $(READY)
-	@$(BIN)/footnote eval run $(DATASETS)
+	@$(BIN)/footnote eval run $(DATASETS) $(if $(RESULTS),--results '$(RESULTS)') \
+	  $(if $(REPORT),--report '$(REPORT)')
 
 docs: $(READY)
 	@$(BIN)/python -m pytest tests/test_docs.py

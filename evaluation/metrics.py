@@ -37,7 +37,7 @@ def score_questions(
         import ir_measures  # noqa: PLC0415 - only who evaluates needs it
     except ImportError:
         raise StartupError(
-            "Evaluating needs ir-measures.", hint="Install footnote[dev], or ir-measures alone."
+            "Evaluating needs ir-measures.", hint="Install footnote[eval]."
         ) from None
     library: Any = ir_measures
     parsed = {str(library.parse_measure(name)): name for name in measures}

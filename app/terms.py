@@ -16,7 +16,7 @@ import Stemmer
 
 _snowball: Any = Stemmer  # carries no types
 
-TERMS_VERSION = f"1-snowball-{_snowball.version()}"
+TERMS_VERSION = f"2-snowball-{_snowball.version()}"
 
 SIMPLE = "simple"
 """The language of text whose words are taken as they are."""
@@ -31,9 +31,9 @@ _CACHED_TOKENS = 100_000
 STOP_WORDS = frozenset(
     """
     a about above after again against all am an and any are as at be because been before being
-    below between both but by can could did do does doing down during each few for from further
-    had has have having he her here hers herself him himself his how i if in into is it its itself
-    just me more most my myself no nor not now of off on once only or other our ours ourselves out
+    below between both but by can could did do does doing down during each eg few for from further
+    had has have having he her here hers herself him himself his how i ie if in into is it its
+    itself just me more most my myself no nor not now of off on once only or other our ours ourselves out
     over own same she should so some such than that the their theirs them themselves then there
     these they this those through to too under until up very was we were what when where which
     while who whom why will with would you your yours yourself yourselves
@@ -50,7 +50,13 @@ MARKS = "".join(
     for character in map(chr, range(0x0300, 0xFE30))
     if unicodedata.category(character) in ("Mn", "Mc")
 )
-_TOKEN = re.compile(rf"[\w{MARKS}]+(?:[.'’\-][\w{MARKS}]+)*(?:\+\+|\#)?")
+_TOKEN = re.compile(
+    # R&D, I/O
+    r"(?<![\w&/])[^\W\d_]{1,2}[&/][^\W\d_]{1,2}(?![\w&/])"
+    # § 14 and .NET keep their sign
+    rf"|(?:§+\s?(?=\d)|(?<![\w.])\.(?=[^\W\d_]))?"
+    rf"[\w{MARKS}]+(?:[.'’\-][\w{MARKS}]+)*(?:\+\+|\#)?"
+)
 _PART = re.compile(rf"(?:(?!_)[\w{MARKS}])+(?:['’](?:(?!_)[\w{MARKS}])+)*")
 # Written without spaces, or (Hangul) with words of many endings: pairs of characters serve best.
 UNSPACED = (
@@ -58,13 +64,18 @@ UNSPACED = (
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _UNSPACED = re.compile(f"[{UNSPACED}]+")
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z]{2})")
+_GROUPED_DIGITS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # ERR_CONN_RESET; v2.3.1 and CVE-2024-1; os.path; e-mail
 _IDENTIFIER = re.compile(
     r"[^\W_]_+[^\W_]|\d[.\-]|[.\-]\d|[^\W\d_]{2}\.[^\W\d_]{2}"
     r"|(?:^|-)[^\W\d_]-|-[^\W\d_](?:$|-)"
 )
-_SYMBOLIC = re.compile(r"[a-z](?:\+\+|#)")
+_SYMBOLIC = re.compile(r"[a-z](?:\+\+|#)|[^\W\d_]+[&/][^\W\d_]+")
+_SIGN_GAP = re.compile(r"§+\s?")
+_ABBREVIATION = re.compile(r"[^\W\d_](?:\.[^\W\d_])+")  # U.S.A.
+_VERSION = re.compile(r"v(\d+(?:\.\d+)+.*)")
+_LETTER_AND_WORD = re.compile(r"[^\W\d_]-[^\W\d_]{2,}")  # e-mail
 
 
 def extract_terms(text: str, language: str = "english") -> list[str]:
@@ -73,12 +84,16 @@ def extract_terms(text: str, language: str = "english") -> list[str]:
     `language` is Snowball's name of it; unknown names, like `simple`, mean no stemming. English
     stop words and single letters are left out, but not acronyms such as IT and WHO. An identifier
     gives itself whole and its parts; a run of Chinese, Japanese, Korean or Thai gives its pairs of
-    characters. No term is longer than `MAX_TERM_CHARS`.
+    characters. Ways of writing the same word agree: case, width, accents, `U.S.A.` and `USA`,
+    `e-mail` and `email`, `1,000` and `1000`, `v2.3.1` and `2.3.1`. No term is longer than
+    `MAX_TERM_CHARS`.
     """
     if text.isupper():
         text = text.casefold()  # in a text of capitals they say nothing
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
+    if "," in text:
+        text = _GROUPED_DIGITS.sub("", text)
     tokens: list[str] = _TOKEN.findall(text)
     return list(chain.from_iterable(map(_vocabulary(language).__getitem__, tokens)))
 
@@ -122,12 +137,19 @@ class _Vocabulary(dict[str, tuple[str, ...]]):
         return terms
 
     def _terms(self, token: str) -> list[str]:
-        folded = token.casefold()
+        folded = fold(token)
         if _SYMBOLIC.fullmatch(folded):
             return [folded]
+        if _ABBREVIATION.fullmatch(token):
+            return self._word(token.replace(".", ""))
         terms = [term for part in _PART.findall(token) for term in self._word(part)]
-        if _IDENTIFIER.search(token):
-            terms.append(folded.strip("_+#")[:MAX_TERM_CHARS])
+        if token[0] in "§.":
+            terms.append(_SIGN_GAP.sub("§", folded)[:MAX_TERM_CHARS])
+        elif _LETTER_AND_WORD.fullmatch(folded):
+            terms += self._word(folded.replace("-", ""))
+        elif _IDENTIFIER.search(token):
+            whole = _VERSION.sub(r"\1", folded.strip("_+#"))
+            terms.append(whole[:MAX_TERM_CHARS])
         return terms
 
     def _word(self, word: str) -> list[str]:
@@ -136,7 +158,7 @@ class _Vocabulary(dict[str, tuple[str, ...]]):
         words = [word] if self._is_english else word.replace("’", "'").split("'")
         if len(humps := _HUMP.split(word)) > 1:
             words += humps
-        return [term for term in map(self._stemmed, words) if term]
+        return [term for word in words for term in self._stemmed(word)]
 
     def _unspaced(self, word: str) -> list[str]:
         terms: list[str] = []
@@ -150,16 +172,25 @@ class _Vocabulary(dict[str, tuple[str, ...]]):
             position = run.end()
         return terms + (self._word(word[position:]) if position < len(word) else [])
 
-    def _stemmed(self, word: str) -> str:
-        """The term of a word, empty for a word that is none."""
+    def _stemmed(self, word: str) -> tuple[str, ...]:
+        """The term of a word, none for a word that is none.
+
+        Endings are known by their accents in some languages, and people leave accents out when
+        they search: a word whose stem depends on them gives both stems.
+        """
         word = word[:MAX_TERM_CHARS]
         is_acronym = len(word) > 1 and word.isupper()
         word = word.casefold().replace("’", "'")
+        plain = fold(word)
         if self._is_english:
-            word = _without_ending(_without_accents(word))
-        if word in _SINGLE_LETTERS or (word in STOP_WORDS and not is_acronym):
-            return ""
-        return self._stem(word)[:MAX_TERM_CHARS]
+            plain = word = _without_ending(plain)
+        if not word or word in _SINGLE_LETTERS or (word in STOP_WORDS and not is_acronym):
+            return ()
+        stem = self._stem(word)
+        if word.isascii():
+            return (stem[:MAX_TERM_CHARS],)
+        stems = dict.fromkeys([fold(stem), fold(self._stem(plain))])
+        return tuple(stem[:MAX_TERM_CHARS] for stem in stems)
 
 
 def _without_ending(word: str) -> str:
@@ -168,14 +199,6 @@ def _without_ending(word: str) -> str:
     if ending in _CONTRACTED_ENDINGS:
         return head
     return "" if word.endswith("n't") else word
-
-
-def _without_accents(word: str) -> str:
-    """`naïve` as `naive`; words of other scripts unchanged."""
-    if word.isascii():
-        return word
-    plain = "".join(c for c in unicodedata.normalize("NFKD", word) if not unicodedata.combining(c))
-    return plain if plain.isascii() else word
 
 
 class _Vocabularies(threading.local):

@@ -22,13 +22,21 @@ def test_text_without_subject_has_no_terms(text: str) -> None:
     ("text", "terms"),
     [
         ("ERR_CONN_RESET", ["err", "conn", "reset", "err_conn_reset"]),
-        ("v2.3.1", ["v2", "3", "1", "v2.3.1"]),
+        ("v2.3.1", ["v2", "3", "1", "2.3.1"]),
+        ("§ 14", ["14", "§14"]),
+        (".NET", ["net", ".net"]),
+        ("foo.bar()", ["foo", "bar", "foo.bar"]),
+        ("parseHTTPResponse", ["parsehttprespons", "pars", "http", "respons"]),
+        ("userIDs", ["userid", "user", "id"]),
+        ("R&D and I/O", ["r&d", "i/o"]),
+        ("either/or and this/that", ["either"]),
+        ("e.g. J.R.R. Tolkien", ["jrr", "tolkien"]),
         ("CVE-2024-1234.", ["cve", "2024", "1234", "cve-2024-1234"]),
         ("__init__", ["init"]),
         ("os.path.join", ["os", "path", "join", "os.path.join"]),
         ("getUserName", ["getusernam", "get", "user", "name"]),
         ("C++ and C#", ["c++", "c#"]),
-        ("the e-mail", ["mail", "e-mail"]),
+        ("the e-mail", ["mail", "email"]),
         ("well-known", ["well", "known"]),
     ],
 )
@@ -68,6 +76,59 @@ def test_ways_of_writing_the_same_word_agree(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ("ERR_CONN_RESET", "err conn reset"),
+        ("err_conn_reset", "ERR-CONN-RESET"),
+        ("getUserName", "get_user_name"),
+        ("http server", "HTTPServer"),
+        ("version 2.3.1", "v2.3.1"),
+        ("§14", "see § 14 below"),
+        ("section 14", "§ 14"),
+        ("CVE 2024 1", "CVE-2024-1"),
+        ("bar", "foo.bar()"),
+        ("net", "the .NET runtime"),
+        ("node", "node.js"),
+        ("NodeJS", "node.js"),
+        ("USA", "the U.S.A. is"),
+        ("U.S.", "the US team"),
+        ("emails", "an E-Mail"),
+        ("1000000", "1,000,000 rows"),
+        ("Lodz", "Łódź"),
+        ("ｖ２.3.1", "v2.3.1"),
+    ],
+)
+def test_identifiers_are_found_by_other_ways_of_writing_them(asked: str, written: str) -> None:
+    assert set(extract_terms(asked)) & set(extract_terms(written))
+
+
+@pytest.mark.parametrize(
+    ("language", "one", "other"),
+    [
+        ("german", "Müller", "Mueller"),
+        ("german", "Größe", "groesse"),
+        ("french", "élève", "eleve"),
+        ("spanish", "información", "informacion"),
+        ("spanish", "información", "informaciones"),
+        ("portuguese", "informações", "informacoes"),
+        ("polish", "Łódź", "lodz"),
+        ("danish", "København", "kobenhavn"),
+        ("russian", "ёлка", "елка"),
+        ("greek", "άνθρωπος", "ανθρωπος"),
+        ("turkish", "İstanbul", "istanbul"),
+        ("simple", "Café", "cafe"),
+    ],
+)
+def test_accents_may_be_left_out_in_any_language(language: str, one: str, other: str) -> None:
+    assert set(extract_terms(one, language)) & set(extract_terms(other, language))
+
+
+def test_accents_of_other_scripts_make_other_letters() -> None:
+    assert extract_terms("мой", "simple") != extract_terms("мои", "simple")
+    assert extract_terms("が", "simple") != extract_terms("か", "simple")
+
+
+@pytest.mark.parametrize(
     ("language", "text", "terms"),
     [
         ("german", "Die Häuser", ["die", "haus"]),
@@ -94,9 +155,9 @@ def test_words_with_combining_marks_stay_whole() -> None:
 
 @pytest.mark.parametrize("word", ["x" * 2_000_000, "a1" * 1_000_000, "ab." * 700_000])
 def test_a_huge_word_is_cut_in_good_time(word: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     assert all(0 < len(term) <= MAX_TERM_CHARS for term in extract_terms(word))
-    assert time.perf_counter() - started < 10
+    assert time.thread_time() - started < 10
 
 
 @given(st.text(), st.sampled_from(["english", "german", "simple"]))

@@ -1,7 +1,6 @@
 """Puts a made corpus into a database as the product's own writer would leave it, in bulk."""
 
 import hashlib
-import json
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -10,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import numpy as np
+from psycopg.types.json import Jsonb
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -163,7 +163,7 @@ def _document_rows(
             "text/plain",
             len(content),
             hashlib.sha256(content).digest(),
-            json.dumps(document.metadata),
+            Jsonb(document.metadata),
             document.groups,
             "ready",
             PIPELINE,

@@ -58,7 +58,7 @@ async def test_only_exclusions_leave_the_rest(index: Index) -> None:
 async def test_phrases_hold_where_vectors_come_from_the_index(
     index: Index, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.search.vector.INDEX_COST_CHUNKS", 0)
+    monkeypatch.setattr("app.search.vector.COMPARED_CHUNKS", 0)
     assert await index.texts('"company rate"', mode=mode) == [PASSAGES[2]]
     assert PASSAGES[2] not in await index.texts('hotels -"company rate"', mode=mode)
 

@@ -237,7 +237,9 @@ def test_ranges_hold_their_chunks_and_no_others() -> None:
     allowed = AllowedChunks(np.array([3, 10, 11]), np.array([5, 10, 12]))
     asked = np.arange(15)
     assert asked[allowed.holds(asked)].tolist() == [3, 4, 5, 10, 11, 12]
+    assert allowed.chunk_ids.tolist() == [3, 4, 5, 10, 11, 12]
     assert len(allowed) == 6
     nothing = AllowedChunks(np.empty(0, np.int64), np.empty(0, np.int64))
     assert not nothing.holds(asked).any()
     assert len(nothing) == 0
+    assert nothing.chunk_ids.tolist() == []

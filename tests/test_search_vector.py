@@ -90,8 +90,8 @@ async def nearest(
 
 
 def force(monkeypatch: pytest.MonkeyPatch, *, index: bool) -> None:
-    monkeypatch.setattr(vector, "INDEX_COST_CHUNKS", 0 if index else 10**9)
-    monkeypatch.setattr(vector, "EXACT_CHUNKS", -1 if index else 10**9)
+    for name in ("COMPARED_CHUNKS", "PICKED_CHUNKS"):
+        monkeypatch.setattr(vector, name, 0 if index else 10**9)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ class AllowedChunks:
     def chunk_ids(self) -> ChunkIds:
         """All of them, ascending."""
         counts = self.lasts - self.firsts + 1
-        return np.arange(counts.sum()) + np.repeat(self.lasts - counts.cumsum() + 1, counts)
+        places = np.arange(len(self), dtype=np.int64)
+        return places + np.repeat(self.lasts - counts.cumsum() + 1, counts)
 
     def holds(self, chunk_ids: ChunkIds) -> NDArray[np.bool_]:
         """Which of the chunks are among them."""

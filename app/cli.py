@@ -13,6 +13,7 @@ from app.commands import asking, library
 from app.commands.demo import demo
 from app.commands.jobs import jobs
 from app.commands.keys import keys
+from app.commands.models import models_commands
 from app.commands.output import WRONG_USE, AsJson, CommandGroup, console
 from app.commands.sources import sources
 from app.commands.status import status
@@ -20,6 +21,7 @@ from app.config import load_settings
 from app.listening import open_listener
 from app.telemetry import configure_logging
 from evaluation.cli import app as evaluation
+from evaluation.models import compare_models
 from ingestion.cli import app as ingestion
 
 PR_SET_PDEATHSIG = 1
@@ -121,6 +123,7 @@ cli.add_typer(library.collections, name="collections")
 cli.add_typer(library.documents, name="documents")
 cli.add_typer(jobs, name="jobs")
 cli.add_typer(sources, name="sources")
+cli.add_typer(models_commands(compare_models), name="models")
 cli.add_typer(keys, name="keys")
 cli.add_typer(evaluation, name="eval")
 

@@ -35,7 +35,7 @@ from app.db.queue import (
     next_places,
     queue_again,
 )
-from app.db.retries import Retries, put_back
+from app.db.retries import Retries, RetryLater, put_back
 from app.db.session import libpq_url
 from app.db.sources import lock_due, queue_sync
 from app.db.transactions import translated_errors
@@ -234,14 +234,15 @@ class Jobs:
     async def work(
         self,
         process: Process,
-        advance_switch: AdvanceSwitch,
         *,
         concurrency: int,
         stop: asyncio.Event,
+        advance_switch: AdvanceSwitch | None = None,
     ) -> None:
         """Take jobs until `stop` is set; then finish those at hand, or put them back.
 
-        Returns early when the database goes away; the caller decides when to come back.
+        Without `advance_switch`, those of other models are for other workers. Returns early when
+        the database goes away; the caller decides when to come back.
         """
         self._process = process
         self._advance_switch = advance_switch
@@ -321,6 +322,8 @@ class Jobs:
             raise JobAborted
 
     async def _switch_model(self, collection_id: int) -> None:
+        if self._advance_switch is None:
+            raise RetryLater(POLL_SECONDS)
         if not await self._advance_switch(collection_id):
             raise JobAborted
 

@@ -12,6 +12,7 @@ from app.api import (
     duplicates,
     health,
     jobs,
+    models,
     operations,
     problems,
     search,
@@ -71,6 +72,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(duplicates.router)
     app.include_router(jobs.router)
     app.include_router(sources.router)
+    app.include_router(models.router)
     app.include_router(search.router)
     app.include_router(chat.router)
     app.include_router(health.router)

@@ -125,8 +125,10 @@ def opened_parts(settings: Settings) -> Generator[Parts]:
 
 
 @asynccontextmanager
-async def private_service(settings: Settings) -> AsyncGenerator[httpx.AsyncClient]:
-    """The service inside this process, for its owner only; without a worker.
+async def private_service(
+    settings: Settings, *, with_worker: bool = False
+) -> AsyncGenerator[httpx.AsyncClient]:
+    """The service inside this process, for its owner only.
 
     It listens on a socket in a folder that nobody else may enter, so it asks for no key.
     """
@@ -137,6 +139,9 @@ async def private_service(settings: Settings) -> AsyncGenerator[httpx.AsyncClien
         server = _Server(_uvicorn_config(private, service, uds=socket_path))
         async with service.router.lifespan_context(service):
             serving = asyncio.create_task(server.serve())
+            stopping = asyncio.Event()
+            worker = WorkerProcess(parts).keep_running(stopping) if with_worker else None
+            working = asyncio.create_task(worker) if worker else None
             try:
                 while not server.started and not serving.done():
                     await asyncio.sleep(POLL_SECONDS)
@@ -146,8 +151,11 @@ async def private_service(settings: Settings) -> AsyncGenerator[httpx.AsyncClien
                 ) as client:
                     yield client
             finally:
+                stopping.set()
                 server.should_exit = True
                 await serving
+                if working is not None:
+                    await working
 
 
 @contextmanager

@@ -37,6 +37,7 @@ async def search(
             filters=body.filters,
             explain=body.explain,
             collapse_duplicates=body.collapse_duplicates,
+            candidate_model=body.candidate_model,
         ),
     )
     reply = SearchReply(

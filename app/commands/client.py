@@ -44,6 +44,11 @@ class Service:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """For whoever speaks the API himself."""
+        return self._client
+
     async def call(self, method: str, path: str, **request: Any) -> Any:
         """The JSON of the reply."""
         with self._reaching():
@@ -97,19 +102,28 @@ class Service:
 
 
 def with_service(
-    url: str | None, api_key: str | None, work: Callable[[Service], Awaitable[Result]]
+    url: str | None,
+    api_key: str | None,
+    work: Callable[[Service], Awaitable[Result]],
+    *,
+    with_worker: bool = False,
 ) -> Result:
-    """Do the work with the service at `url`; when None, with the one that can be had."""
+    """Do the work with the service at `url`; when None, with the one that can be had.
+
+    `with_worker`: one that is inside this process has a worker as well, as long as this takes.
+    """
 
     async def run() -> Result:
-        async with _client(url, api_key) as client:
+        async with _client(url, api_key, with_worker=with_worker) as client:
             return await work(Service(client))
 
     return asyncio.run(run())
 
 
 @asynccontextmanager
-async def _client(url: str | None, api_key: str | None) -> AsyncGenerator[httpx.AsyncClient]:
+async def _client(
+    url: str | None, api_key: str | None, *, with_worker: bool
+) -> AsyncGenerator[httpx.AsyncClient]:
     settings = quiet_settings()
     configure_logging(settings)
     address = url or base_url(settings)
@@ -121,7 +135,7 @@ async def _client(url: str | None, api_key: str | None) -> AsyncGenerator[httpx.
             )
         from app.serving import private_service  # noqa: PLC0415 - heavy, and rarely needed
 
-        async with private_service(settings) as client:
+        async with private_service(settings, with_worker=with_worker) as client:
             client.timeout = httpx.Timeout(REPLY_TIMEOUT_SECONDS)
             yield client
         return

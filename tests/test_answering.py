@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from app.answering.base import (
     SourcesFound,
     TextDelta,
 )
+from app.answering.grounding import Grounding
 from app.answering.prompts import NOT_IN_SOURCES
 from app.config import Settings
 from app.embedding.query import QueryEmbedder
@@ -33,6 +35,7 @@ from app.llm.pool import GenerationPool
 from app.llm.registry import open_chat_model
 from tests.doubles.ollama import OllamaDouble, running_ollama
 from tests.doubles.searcher import Shelf
+from tests.test_answering_extractive import hit
 from tests.test_ollama import MODEL, eventually
 
 TRAVEL = (
@@ -433,3 +436,20 @@ async def test_a_model_can_be_chosen_by_name(
         with pytest.raises(InvalidInput, match=model) as raised:
             await ask(answerer, Question(ASKED, ("default",), model=model))
         assert "extractive" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("quote", "page"), [("Bees dance.", 4), ("Ants", 5), ("write.", 5), ("Moths sleep.", 7)]
+)
+async def test_a_quote_is_cited_with_the_page_that_it_begins_on(
+    query_embedder: QueryEmbedder, quote: str, page: int
+) -> None:
+    text = "Bees dance. Ants write. Moths sleep."
+    passage = replace(hit(text), page=4, page_breaks=(12, 24, 24), start=100, end=136)
+    start = text.index(quote)
+    grounding = Grounding("Who?", [passage], query_embedder)
+    (citation,) = grounding.add(
+        quote, (1,), supported=True, quotes=[(1, start, start + len(quote))]
+    )
+    assert (citation.quote, citation.page, citation.start) == (quote, page, 100 + start)
+    assert hit(text).page_at(start) is None

@@ -1,6 +1,7 @@
 """Chunks: exact, ordered, complete, and cut where a reader would cut."""
 
 import time
+from bisect import bisect_right
 from importlib.resources import files
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 
 from app.embedding.tokens import ModelTokenizer
 from ingestion.chunking import split
+from ingestion.parsing.drafts import Draft
 from ingestion.types import Chunk, Chunking, Markup, Page, ParsedDocument, embedded_text
 
 CHUNK_TOKENS = 200
@@ -92,20 +94,41 @@ def test_the_model_sees_a_chunk_whole(text: str) -> None:
         assert tokens(embedded_text(document.title, chunk)) <= MODEL_TOKENS
 
 
+_JOINTS = st.sampled_from([None, "\n\n", "\n", " ", ""])
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(texts=st.lists(_TEXTS, min_size=1, max_size=5))
-def test_a_chunk_is_on_the_page_that_it_begins_on(texts: list[str]) -> None:
-    pages: list[Page] = []
-    start = 0
-    for number, text in enumerate(texts, 1):
-        pages.append(Page(number, start, start + len(text)))
-        start += len(text) + 2
-    joined = "\n\n".join(texts)
-    chunks = chunks_of(joined, pages=tuple(pages))
+@given(texts=st.lists(st.tuples(_TEXTS, _JOINTS), min_size=1, max_size=5))
+def test_the_page_of_every_character_of_a_chunk_is_known(
+    texts: list[tuple[str, str | None]],
+) -> None:
+    joints = [joint for _, joint in texts[1:]]
+    joined, pages = Draft(pages=[text for text, _ in texts], joints=joints).joined()
+    chunks = chunks_of(joined, pages=pages)
     assert_exact(joined, chunks)
     for chunk in chunks:
-        page = pages[(chunk.page or 0) - 1]
-        assert page.start <= chunk.start < page.end
+        breaks = chunk.page_breaks
+        assert list(breaks) == sorted(breaks)
+        for place in (0, len(chunk.text) // 2, len(chunk.text) - 1, *breaks):
+            page = pages[(chunk.page or 0) - 1 + bisect_right(breaks, place)]
+            after = pages[page.number].start if page.number < len(pages) else len(joined)
+            # What stands between two pages counts as the end of the first.
+            assert page.start <= chunk.start + place < after
+
+
+def test_a_text_that_reads_on_is_cut_as_if_it_had_no_pages() -> None:
+    texts = [sentences(23, topic) for topic in ("cats", "dogs", "bees", "ants")]
+    for joint in (" ", "\n\n"):
+        joined, pages = Draft(pages=texts, joints=[joint] * 3).joined()
+        chunks = chunks_of(joined, pages=pages)
+        assert [chunk.text for chunk in chunks] == [chunk.text for chunk in chunks_of(joined)]
+        assert [chunk.page for chunk in chunks] == sorted(chunk.page or 0 for chunk in chunks)
+    over = [chunk for chunk in chunks if chunk.page_breaks]
+    assert all(
+        chunk.text[place:].startswith("Sentence number 0")
+        for chunk in over
+        for place in chunk.page_breaks
+    )
 
 
 def test_no_text_gives_no_chunks() -> None:

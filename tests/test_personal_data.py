@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -318,6 +319,23 @@ def test_mask_leaves_nothing_anywhere_and_every_offset_right() -> None:
     assert first == ("# Ann Lee\n\n[e-mail address], again [e-mail address], [phone number].")
     assert second == "Card [card number].\nThe end."
     assert parsed.text[parsed.outline[1].start :] == second
+
+
+@pytest.mark.parametrize("place", [8, 15, 20])
+def test_a_page_may_end_within_what_is_masked(place: int) -> None:
+    text = "Call +1 415 555 2671 at noon, or ann@lee.net. The end."
+    pages = (
+        Page(1, 0, place),
+        Page(2, place, 30, reads_on=True),
+        Page(3, 30, len(text), reads_on=True),
+    )
+    letter = replace(LETTER, text=text, pages=pages, outline=())
+    parsed, _ = scan(letter, {}, "mask")
+    assert parsed.text == "Call [phone number] at noon, or [e-mail address]. The end."
+    first, second, third = parsed.pages
+    assert first.start == 0
+    assert len("Call ") < first.end == second.start <= len("Call [phone number]")
+    assert parsed.text[second.end : third.end] == "or [e-mail address]. The end."
 
 
 def test_refuse_names_kinds_and_counts_and_no_value() -> None:

@@ -37,7 +37,7 @@ USUAL_SHARE = 0.1
 TABLE_TOLERANCE = 0.03
 
 _RUNNING_HEAD = re.compile(r"\d+\s|.*\s\d+$")
-_GOES_ON = re.compile(r".*[,\-–(\[]$", re.DOTALL)
+_LEADS_ON = re.compile(r".*[,\-–(\[]$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,29 +174,25 @@ class _Seam:
         if above is None or below is None:
             return None
         last, first = above[1], below[0]
+        if is_caption(first.line) or _is_running_head(self._below[head]):
+            return None
         is_full = last.shape.is_full(last.line)
-        is_open = not ends_sentence(last.line) and (is_full or _GOES_ON.match(last.line.text))
-        is_lower = first.line.text[0].islower()
-        is_apart = head > 0 or tail < len(self._above) - 1
-        if is_apart or is_early:
-            # Something stands between them: nothing but a sentence is worth bringing together.
-            goes_on = is_lower or _GOES_ON.match(last.line.text) or (head == 0 and not is_early)
-            if not (is_open and goes_on):
+        has_ended = ends_sentence(last.line)
+        leads_on = _LEADS_ON.match(last.line.text) is not None
+        is_open = not has_ended and (is_full or leads_on)
+        if is_early or head > 0 or tail < len(self._above) - 1:
+            # Something stands between them: only what cannot stand alone is brought together.
+            is_rest = first.line.text[0].islower() or leads_on or (head == 0 and not is_early)
+            if not (is_open and is_rest):
                 return None
-        if is_caption(first.line):
-            return None
-        if _is_running_head(self._below[head]):
-            return None
         pitch = last.line.height + max(last.shape.gap, 0.0)
         is_hanging = last.line.left > above[0].line.left + last.line.height / 2
         is_gap = not is_open and (is_hanging or room.is_gap(last.line, pitch))
         joint = line_joint(last, first, self._style.words, is_gap=is_gap)
-        if joint == PARAGRAPH:
-            return None
-        goes_on_below = is_item(first.line) or (
-            is_dotted(last.line.text) and is_dotted(first.line.text)
-        )
-        return None if joint == "\n" and not goes_on_below else joint
+        if joint == "\n":
+            dotted = is_dotted(last.line.text) and is_dotted(first.line.text)
+            return joint if dotted or is_item(first.line) else None
+        return None if joint == PARAGRAPH or (has_ended and not is_full) else joint
 
     def _table_joint(self) -> str | None:
         """The rows of a table that goes on lose their header; without one, it is said again."""

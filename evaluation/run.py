@@ -128,7 +128,9 @@ async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> O
         raise InvalidInput(
             f"{judged.name} asks for nothing that could be found.", hint="Add questions."
         )
-    setup = await service.setup(collection, next(iter(queries.values())))
+    setup = await service.setup(
+        collection, next(iter(queries.values())), reranked="rerank" in plan.modes
+    )
     modes = [one for one in plan.modes if one != "rerank" or setup["reranker"]]
     if not modes:
         raise InvalidInput(

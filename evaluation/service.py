@@ -115,15 +115,18 @@ class Service:
         only = {"$document_id": document["id"]}
         return await self.search(collection, document["title"], "vector", filters=only)
 
-    async def setup(self, collection: str, query: str) -> dict[str, Any]:
-        """What takes part in a search: models, weights, the collection's own settings."""
+    async def setup(self, collection: str, query: str, *, reranked: bool) -> dict[str, Any]:
+        """What takes part in a search: models, weights, the collection's own settings.
+
+        The reranker is looked for only where it is to be measured.
+        """
         health = await self._call("GET", "/health")
         found = await self.searched(collection, query, "hybrid", 1, explain=True)
         explanation: dict[str, Any] = found.get("explanation") or {}
         return {
             "runtime": health.get("checks", {}).get("embedding", {}).get("runtime"),
             "weights": explanation.get("weights"),
-            "reranker": await self._reranker(collection, query),
+            "reranker": await self._reranker(collection, query) if reranked else None,
             "settings": (await self.collection(collection)).get("settings") or {},
             "cache": found.get("cache"),
         }

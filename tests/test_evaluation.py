@@ -150,6 +150,9 @@ class Ears:
         self.uploads: dict[str, tuple[str, bytes]] = {}
         self.deleted: list[str] = []
         self.searches: list[dict[str, Any]] = []
+        self.name = "made-before"
+        self.reranker: str | None = None
+        self.late = 0
         self.busy = 0
         self.stuck = False
         self.failures: dict[str, int] = {}
@@ -188,8 +191,19 @@ class Ears:
             case "POST", ["search"]:
                 body = json.loads(request.content)
                 self.searches.append(body)
-                return httpx.Response(200, json={"hits": self.hits(body)})
+                reply = {"hits": self.hits(body), "explanation": self.explanation(body)}
+                return httpx.Response(200, json=reply)
         return httpx.Response(404, text="?")
+
+    def explanation(self, body: dict[str, Any]) -> dict[str, Any]:
+        if not body["rerank"]:
+            return {"weights": {"vector": 1.0, "keyword": 1.0}}
+        if self.reranker is None:
+            return {"rerank": "not done: no reranker is configured"}
+        if self.late:
+            self.late -= 1
+            return {"rerank": "not done: it would have taken more than 1 s"}
+        return {"rerank": {"model": self.reranker}} if body.get("explain") else {}
 
     def hits(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         assert body["collection"] == self.name
@@ -263,6 +277,30 @@ async def test_time_is_taken_one_by_one_and_for_as_many_hits_as_people_ask_for(
 async def test_only_some_questions_are_asked(service: Service) -> None:
     outcome = await run(service, Plan(modes=("keyword",), limit=1))
     assert len(outcome.questions) == len(outcome.judgements) == 1
+
+
+async def test_a_reranker_is_a_mode_of_its_own_and_waited_for(service: Service, ears: Ears) -> None:
+    ears.reranker, ears.late = "small-encoder", 3
+    outcome = await run(service, Plan(timed=0))
+    assert outcome.setup["reranker"] == "small-encoder"
+    assert outcome.setup["questions not reranked"] == 0
+    assert outcome.main_mode == "rerank"
+    assert "rerank - hybrid" in outcome_record(outcome)["gains"]
+    # Nobody else is reranked, whatever the collection chooses.
+    assert {body["mode"] for body in ears.searches if body["rerank"]} == {"hybrid"}
+
+
+async def test_questions_that_a_reranker_was_late_for_are_counted(
+    service: Service, ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ears.reranker = "slow-encoder"
+    monkeypatch.setattr(client, "RERANKS", 2)
+    setup = await service.setup(ears.name, "trips", reranked=True)
+    ears.late = 100
+    hits, is_reranked = await service.reranked(ears.name, "trips")
+    assert (setup["reranker"], len(hits), is_reranked) == ("slow-encoder", 3, False)
+    monkeypatch.setattr(client, "RERANKER_LOADS", 2)
+    assert (await service.setup(ears.name, "trips", reranked=True))["reranker"] is None
 
 
 async def test_a_reranker_that_is_not_there_cannot_be_asked_for(service: Service) -> None:
@@ -361,6 +399,22 @@ def test_a_baseline_is_held_and_what_falls_below_ends_with_1(tmp_path: Path) -> 
     assert failed.exit_code == 1
     assert "Failed: " in failed.output
     assert "keyword: RR is 0.7500, below 0.9" in failed.output
+
+
+@pytest.mark.usefixtures("heard")
+def test_results_of_many_sets_make_one_table(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path)
+    results = tmp_path / "results"
+    invoke = CliRunner().invoke
+    assert invoke(command, ["run", str(folder), "--results", str(results)]).exit_code == 0
+    (results / "other.json").write_text('{"something": "else"}')
+    lines = invoke(command, ["table", str(results)]).output.splitlines()
+    assert lines[0] == "| | documents | questions | BM25 | vectors | RRF | hybrid | hybrid p50 |"
+    assert lines[2].startswith(f"| {folder.name} | 2 | 2 | 0.745 <sub>")
+    assert "| **1.000** <sub>1.000–1.000</sub> |" in lines[2]
+    assert lines[3].startswith("| mean of the sets | | | 0.745 |")
+    nothing = invoke(command, ["table", str(tmp_path / "nowhere")])
+    assert isinstance(nothing.exception, InvalidInput)
 
 
 @pytest.mark.usefixtures("heard")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,13 @@ def open_cross_encoder(
     if runtime == "torch" or (runtime == "auto" and gpu_present()):
         return TorchCrossEncoder(folder, name=name, digest=digest, max_tokens=max_tokens)
     target = cache / digest / f"{EXPORT_FORMAT}{'-int8' if int8 else ''}"
+    if target.is_dir():
+        try:
+            return CrossEncoder(
+                target, name=name, digest=digest, threads=threads, max_tokens=max_tokens
+            )
+        except RerankerUnavailable:  # a damaged file: it is made anew
+            shutil.rmtree(target, ignore_errors=True)
     refusal = _export(folder, target, int8=int8)
     if refusal is None:
         return CrossEncoder(
@@ -140,12 +148,9 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 def _export(folder: Path, target: Path, *, int8: bool) -> str | None:
     """Export in a child process, whose memory of torch goes with it; why it was refused."""
-    if is_exported(target):
-        return None
-    command = [sys.executable, "-P", "-m", "reranker.cross_encoder_export"]
-    command += (
-        ["--", str(folder), str(target)] if int8 else ["--float32", "--", str(folder), str(target)]
-    )
+    options = [] if int8 else ["--float32"]
+    command = [sys.executable, "-P", "-m", "reranker.cross_encoder_export", *options, "--"]
+    command += [str(folder), str(target)]
     # The child must find this very package, whatever lies in the working directory.
     path = [str(Path(reranker.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}

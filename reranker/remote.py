@@ -78,6 +78,7 @@ class RemoteReranker:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
+        await asyncio.sleep(0)  # the loop's own part of closing connections
 
     async def _ask(self, query: str, passages: Sequence[str]) -> Scores:
         documents = [encodable(passage) for passage in passages]

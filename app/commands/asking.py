@@ -4,8 +4,10 @@ import json
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.text import Text
 
 from app.commands.client import ApiKey, Service, Url, with_service
+from app.commands.explaining import print_explained
 from app.commands.output import (
     AsJson,
     console,
@@ -39,7 +41,14 @@ def search(
     collapse_duplicates: Annotated[
         bool, typer.Option(help="Give a passage that several documents hold only once.")
     ] = False,
-    explain: Annotated[bool, typer.Option(help="Say how each score came about.")] = False,
+    rerank: Annotated[
+        bool | None,
+        typer.Option(
+            "--rerank/--no-rerank",
+            help="Let a model put the best passages in order; by default the collection decides.",
+        ),
+    ] = None,
+    explain: Annotated[bool, typer.Option(help="Draw how the order came about.")] = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -51,6 +60,7 @@ def search(
         "mode": mode,
         "explain": explain,
         "collapse_duplicates": collapse_duplicates,
+        **({"rerank": rerank} if rerank is not None else {}),
         **_scope(collection, filters),
     }
 
@@ -61,14 +71,12 @@ def search(
     if as_json:
         print_json(reply)
         return
-    print_hits(reply["hits"])
     if explain:
-        console().print_json(
-            data={
-                "hits": [hit.get("explanation") for hit in reply["hits"]],
-                "search": reply.get("explanation"),
-            }
-        )
+        print_explained(reply)
+        return
+    print_hits(reply["hits"])
+    if not explain and isinstance(reply.get("explanation", {}).get("rerank"), str):
+        console().print(Text(plain(f"Reranking: {reply['explanation']['rerank']}"), "dim"))
 
 
 def ask(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from time import perf_counter
 from typing import Literal
 
 import httpx
@@ -29,6 +30,8 @@ from app.errors import FootnoteError, StartupError
 from app.home import prepare_home
 from app.listening import base_url, is_footnote, open_listener
 from app.llm.registry import parse_instance
+from app.search.rerankers import open_own, rerankers_of
+from reranker.base import RerankerUnavailable
 
 MINIMUM_PYTHON = (3, 11)
 ASK_TIMEOUT_SECONDS = 5.0
@@ -158,6 +161,26 @@ def _embedding_model(settings: Settings) -> Generator[Finding]:
     )
 
 
+def _reranker(settings: Settings) -> Generator[Finding]:
+    rerankers = rerankers_of(settings)
+    try:
+        if not rerankers.own:
+            yield Finding("reranker", "ok", "none; passages keep the order of the search")
+            return
+        open_own(rerankers)
+        reranker = rerankers.open(rerankers.own)
+        started = perf_counter()
+        reranker.score("Does it run?", ["It runs."])
+        took_ms = (perf_counter() - started) * 1000
+        yield Finding("reranker", "ok", f"{reranker.name}; a passage took {took_ms:.0f} ms")
+    except RerankerUnavailable as error:
+        # Searches go on without it.
+        hint = "Correct FOOTNOTE_RERANKER, or see that its server runs."
+        yield Finding("reranker", "problem", f"{error}", hint)
+    finally:
+        rerankers.close()
+
+
 def _language_model(settings: Settings) -> Generator[Finding]:
     if not settings.ollama_urls:
         words = "none; answers are quoted from the passages, not written"
@@ -192,4 +215,4 @@ def _port(settings: Settings) -> Generator[Finding]:
         pass
 
 
-CHECKS = (_python, _home, _database, _redis, _embedding_model, _language_model, _port)
+CHECKS = (_python, _home, _database, _redis, _embedding_model, _reranker, _language_model, _port)

@@ -2,8 +2,8 @@
 
 Hypothesis: whatever is done to one paragraph (changed, inserted, removed, at the start, in the
 middle, at the end), at most 3 passages of a 500-page text are embedded, because passages begin where
-the text says so and not where the one before happened to be full. A PDF that is set anew is another
-matter: its lines move from page to page behind the edit, and a passage belongs to a page.
+the text says so and not where the one before happened to be full; and in a PDF that is set anew, whose
+lines move from page to page behind the edit, because what the end of a page tears is joined again.
 
 Control: windows of the same size over the same texts, one after the other. Those of the edited text
 that the first one did not have would all be embedded.

@@ -6,8 +6,7 @@ kept out by the document's claim, not here.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,7 +18,7 @@ from procrastinate.exceptions import ConnectorException, JobAborted
 from procrastinate.job_context import AbortReason
 from procrastinate.worker import Worker
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from app.db.model_switches import lock_unattended, note_job
@@ -38,8 +37,7 @@ from app.db.queue import (
 from app.db.retries import Retries, RetryLater, put_back
 from app.db.session import libpq_url
 from app.db.sources import lock_due, queue_sync
-from app.db.transactions import translated_errors
-from app.errors import DatabaseUnavailable
+from app.db.transactions import translated_queue_errors
 
 log = structlog.get_logger(__name__)
 
@@ -270,7 +268,7 @@ class Jobs:
         try:
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
             worker.stop()
-            with _translated():
+            with translated_queue_errors():
                 await running
             # What was put back is for another worker, and nothing else tells it so.
             await self._wake()
@@ -310,7 +308,7 @@ class Jobs:
         suspects = held.keys() - self._at_hand
         dropped, self._suspects = suspects & self._suspects, suspects
         for job_id in dropped:
-            with _translated():
+            with translated_queue_errors():
                 await self._app.job_manager.retry_job_by_id_async(job_id, **held[job_id])
             log.warning("dropped_job_put_back", job=job_id)
         if dropped:
@@ -330,7 +328,7 @@ class Jobs:
     async def rescue_stalled(self) -> int:
         """Put jobs of workers without a heartbeat back, before all that wait like them; how many."""
         rescued = 0
-        with _translated():
+        with translated_queue_errors():
             stalled = await self._app.job_manager.get_stalled_jobs(
                 seconds_since_heartbeat=DEAD_AFTER_SECONDS
             )
@@ -358,7 +356,7 @@ class Jobs:
 
     async def delete_finished(self) -> None:
         """Forget jobs that ended more than `KEEP_FINISHED_HOURS` ago."""
-        with _translated():
+        with translated_queue_errors():
             await self._app.job_manager.delete_old_jobs(
                 KEEP_FINISHED_HOURS,
                 include_failed=True,
@@ -389,15 +387,6 @@ class Jobs:
         await self._query(WAKE, queue=DOCUMENTS_QUEUE)
 
     async def _query(self, query: Any, **values: Any) -> list[DictRow]:
-        with _translated():
+        with translated_queue_errors():
             async with self._pool.connection() as connection:
                 return await (await connection.execute(query, values)).fetchall()
-
-
-@contextmanager
-def _translated() -> Generator[None]:
-    try:
-        with translated_errors():
-            yield
-    except (ConnectorException, PoolTimeout) as error:
-        raise DatabaseUnavailable from error

@@ -12,6 +12,8 @@ from typing import Literal, TypeVar
 
 import psycopg
 import structlog
+from procrastinate.exceptions import ConnectorException
+from psycopg_pool import PoolTimeout
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -76,6 +78,16 @@ def translated_errors() -> Generator[None]:
                 raise StorageFull("The database has no space left.") from error
             case None:
                 raise
+
+
+@contextmanager
+def translated_queue_errors() -> Generator[None]:
+    """The same for what the queue's own pool and procrastinate raise."""
+    try:
+        with translated_errors():
+            yield
+    except (ConnectorException, PoolTimeout) as error:
+        raise DatabaseUnavailable from error
 
 
 async def in_transaction(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -217,7 +218,7 @@ async def _verified(
 ) -> "list[Verdict]":
     from app.access import DEFAULT_TENANT_ID  # noqa: PLC0415 - not for every command
     from app.db.session import open_engine  # noqa: PLC0415 - heavy, and not for every command
-    from app.embedding.loading import open_embedder  # noqa: PLC0415 - heavy, as above
+    from app.embedding.known import open_known  # noqa: PLC0415 - heavy, as above
     from ingestion.verification import verify as examine  # noqa: PLC0415 - heavy, as above
 
     engine = open_engine(settings, url, pool_size=1)
@@ -227,7 +228,7 @@ async def _verified(
             DEFAULT_TENANT_ID,
             collection,
             deep=deep,
-            embedder=open_embedder(settings) if deep else None,
+            open_model=partial(open_known, settings) if deep else None,
             sample_count=sample_count,
         )
     finally:

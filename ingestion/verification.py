@@ -5,8 +5,7 @@ hashes per passage, so that a collection of millions needs 16 bytes of memory fo
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,12 +16,16 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.db.collections import StoredCollection, find_collection, list_collections
-from app.db.postings import PostingList, pack_posting
+from app.db.postings import ChunkTerms, PostingList
 from app.db.transactions import translated_errors
+from app.db.vectors import StoredModel, read_model
 from app.embedding.base import Embedder
-from app.errors import NotFound
+from app.errors import EmbeddingUnavailable, NotFound
 from app.terms import extract_terms
-from ingestion.types import Chunk, embedded_text
+from ingestion.types import Chunk, embedded_text, heading_path
+
+OpenModel = Callable[[StoredModel], Embedder]
+"""Raises EmbeddingUnavailable."""
 
 PROBLEMS_MAX = 100
 """So many are told of each collection; all are counted."""
@@ -42,6 +45,7 @@ class Verdict:
     documents: int = 0
     chunks: int = 0
     vectors: int = 0
+    token_vectors: int = 0
     postings: int = 0
     originals: int = 0
     embedded_again: int = 0
@@ -60,13 +64,14 @@ async def verify(
     collection: str | None = None,
     *,
     deep: bool = False,
-    embedder: Embedder | None = None,
+    open_model: OpenModel | None = None,
     sample_count: int = 0,
 ) -> list[Verdict]:
     """A verdict on each collection, or on the one that is named; NotFound when there is none.
 
-    `deep` reads every original and compares it with its SHA-256. With an embedder, `sample_count`
-    passages of each collection of its model are embedded again and compared.
+    `deep` reads every original and compares it with its SHA-256. With `open_model`, `sample_count`
+    passages of each collection are embedded again by its own model and compared; a model that
+    cannot be opened counts as a problem.
     """
     with translated_errors():
         async with engine.connect() as opened:
@@ -80,8 +85,17 @@ async def verify(
                     raise NotFound(f"There is no collection {collection}.")
                 found = [one]
             verdicts = [await _Examination(connection, one).verdict(deep=deep) for one in found]
-            if embedder is not None:
+            if open_model is not None:
+                opened_models: dict[int, Embedder] = {}
                 for one, verdict in zip(found, verdicts, strict=True):
+                    try:
+                        if one.model_id not in opened_models:
+                            model = await read_model(connection, one.model_id)
+                            opened_models[one.model_id] = open_model(model)
+                    except EmbeddingUnavailable as error:
+                        verdict.complain(error.detail)
+                        continue
+                    embedder = opened_models[one.model_id]
                     await _embed_again(connection, one, verdict, embedder, sample_count)
             await connection.rollback()
     return verdicts
@@ -150,7 +164,8 @@ class _Examination:
                 self._verdict.complain(f"{place}: its content hash is another text's")
             terms = extract_terms(seen, row.language)
             ids.append(row.id)
-            sums.append(_sum_of(row.id, terms))
+            title_terms = extract_terms(heading_path(row.title, chunk), row.language)
+            sums.append(_sum_of(ChunkTerms(row.id, terms, title_terms)))
             self._terms_count += len(terms)
             document_terms += len(terms)
             if row.is_last and document_terms != row.version_terms:
@@ -189,6 +204,8 @@ class _Examination:
     async def _count_vectors(self) -> None:
         async for row in self._rows(_VECTORS):
             self._verdict.vectors = row.vectors_count
+        async for row in self._rows(_WITH_TOKENS):
+            self._verdict.token_vectors = row.passages_count
 
     async def _read_originals(self) -> None:
         async for row in self._rows(_ORIGINALS):
@@ -209,12 +226,11 @@ class _Examination:
                 )
 
 
-def _sum_of(chunk_id: int, terms: Sequence[str]) -> int:
+def _sum_of(chunk: ChunkTerms) -> int:
     """The sum over the postings that a passage of these terms should have."""
-    occurrences = Counter(terms)
-    hashes = np.array([_hash_of(term) for term in occurrences], np.uint64)
-    packed = [pack_posting(chunk_id, count, len(terms)) for count in occurrences.values()]
-    return int(np.sum(_mixed(hashes, np.array(packed, np.uint64))))
+    postings = dict(chunk.packed())
+    hashes = np.array([_hash_of(term) for term in postings], np.uint64)
+    return int(np.sum(_mixed(hashes, np.array(list(postings.values()), np.uint64))))
 
 
 def _mixed(term_hash: "np.uint64 | Sums", packed: Sums) -> Sums:
@@ -243,7 +259,7 @@ async def _embed_again(
     embedder: Embedder,
     sample_count: int,
 ) -> None:
-    scope = {"id": collection.id, "model_id": collection.model_id, "digest": embedder.digest}
+    scope = {"id": collection.id, "model_id": collection.model_id}
     rows = (await connection.execute(text(_SAMPLE), {**scope, "count": sample_count})).all()
     if not rows:
         return
@@ -285,7 +301,11 @@ _POSTINGS = """
     SELECT term, first_chunk_id, last_chunk_id, payload FROM postings WHERE collection_id = :id
 """
 _VECTORS = """
-    SELECT count(*) AS vectors_count FROM embeddings WHERE collection_id = :id
+    SELECT count(*) AS vectors_count FROM embeddings
+    WHERE collection_id = :id AND model_id = :model_id
+"""
+_WITH_TOKENS = """
+    SELECT count(*) AS passages_count FROM token_vectors WHERE collection_id = :id
 """
 _ORIGINALS = """
     SELECT b.sha256, sha256(b.content) = b.sha256 AS is_sound
@@ -297,7 +317,6 @@ _SAMPLE = """
     FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
     JOIN embeddings AS e ON e.chunk_id = c.id AND e.model_id = :model_id
     WHERE c.collection_id = :id
-      AND EXISTS (SELECT FROM embedding_models WHERE id = :model_id AND digest = :digest)
     ORDER BY md5(c.id::text) LIMIT :count
 """
 _MISFITS = {
@@ -325,9 +344,30 @@ _MISFITS = {
           AND e.collection_id = c.collection_id AND e.tenant_id = c.tenant_id
         WHERE c.collection_id = :id GROUP BY c.id HAVING count(e.chunk_id) <> 1
     """,
+    "{0} vectors are of the model {1}, which the collection does not have": """
+        SELECT count(*), m.name FROM embeddings AS e JOIN embedding_models AS m ON m.id = e.model_id
+        WHERE e.collection_id = :id AND e.model_id <> :model_id AND NOT EXISTS (
+          SELECT FROM model_switches AS s WHERE s.collection_id = :id AND s.model_id = e.model_id)
+        GROUP BY m.name
+    """,
+    "{0} passages have no vector of the model {1}, though all are said to": """
+        SELECT count(*), m.name FROM model_switches AS s
+        JOIN collections AS own ON own.id = s.collection_id AND own.generation = s.complete_at
+        JOIN embedding_models AS m ON m.id = s.model_id
+        JOIN chunks AS c ON c.collection_id = s.collection_id
+        WHERE s.collection_id = :id AND s.status IN ('prepared', 'retained') AND NOT EXISTS (
+          SELECT FROM embeddings AS e WHERE e.chunk_id = c.id AND e.model_id = s.model_id)
+        GROUP BY m.name
+    """,
     "the vector of passage {0} has the length {1}, not 1": """
         SELECT chunk_id, round(l2_norm(vector)::numeric, 3) FROM embeddings
         WHERE collection_id = :id AND NOT abs(l2_norm(vector) - 1) < 0.01
+    """,
+    "the token vectors of passage {0} are of another collection or no whole tokens": """
+        SELECT t.chunk_id FROM token_vectors AS t JOIN chunks AS c ON c.id = t.chunk_id
+        WHERE (t.collection_id = :id OR c.collection_id = :id) AND (
+          t.collection_id <> c.collection_id OR t.tenant_id <> c.tenant_id
+          OR t.width <= 0 OR octet_length(t.signs) % nullif(t.width, 0) <> 0)
     """,
     "{0} is ready, but no version of it serves": """
         SELECT uri FROM documents

@@ -53,6 +53,8 @@ PIPELINE = [
 OF_WORKER = [place for place in PLACES if place.startswith(("claim.", "worker.", "rescue."))]
 OF_COMMAND = [place for place in PLACES if place.startswith("folder.")]
 OF_UPLOAD = [place for place in PLACES if place.startswith("upload.")]
+OF_SWITCH = [place for place in PLACES if place.startswith("switch.")]
+"""Killed at in tests/test_model_switch.py."""
 OF_DELETE = [place for place in PLACES if place.startswith("delete.")]
 IN_COMMAND_TOO = ["delete.version_removed", "delete.before_commit"]
 
@@ -65,7 +67,7 @@ def test_every_place_is_in_the_code_once_and_killed_at_here() -> None:
         for place in re.findall(r'\breach\("([\w.]+)"\)', code)
     ]
     assert sorted(placed) == sorted(PLACES)
-    tried = {*PIPELINE, *OF_WORKER, *OF_COMMAND, *OF_UPLOAD, *OF_DELETE}
+    tried = {*PIPELINE, *OF_WORKER, *OF_COMMAND, *OF_UPLOAD, *OF_DELETE, *OF_SWITCH}
     assert tried == set(PLACES)
 
 

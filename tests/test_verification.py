@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.config import Settings
 from app.db.collections import ensure_collection
+from app.db.vectors import StoredModel
+from app.embedding.base import Embedder
 from app.errors import NotFound
 from ingestion.pipeline import Original, Tools, open_tools, process
 from ingestion.verification import PROBLEMS_MAX, Verdict, is_sound, verify
@@ -43,6 +46,10 @@ async def tools(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Tools]
         yield opened
 
 
+def _its_model(tools: Tools, _: StoredModel) -> Embedder:
+    return tools.embedder
+
+
 @pytest.fixture
 async def filled(tools: Tools) -> Tools:
     model_id = await tools.model_id()
@@ -68,7 +75,9 @@ async def verdict_of(tools: Tools, **options: Any) -> Verdict:
 
 
 async def test_what_was_ingested_is_sound(filled: Tools) -> None:
-    verdict = await verdict_of(filled, deep=True, embedder=filled.embedder, sample_count=3)
+    verdict = await verdict_of(
+        filled, deep=True, open_model=partial(_its_model, filled), sample_count=3
+    )
     assert is_sound([verdict]), verdict.problems
     assert (verdict.documents, verdict.originals, verdict.embedded_again) == (2, 2, 3)
     assert verdict.chunks == verdict.vectors == 3
@@ -128,7 +137,7 @@ async def test_a_vector_of_another_text_is_found_by_embedding_again(filled: Tool
             )
         )
     assert is_sound([await verdict_of(filled)])
-    verdict = await verdict_of(filled, embedder=filled.embedder, sample_count=100)
+    verdict = await verdict_of(filled, open_model=partial(_its_model, filled), sample_count=100)
     assert ["its vector is another text's" in problem for problem in verdict.problems] == [True]
 
 

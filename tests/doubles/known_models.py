@@ -56,12 +56,12 @@ class Models:
         """Let the product find these and no others, in this process."""
         app.embedding.query_models.identify = self.identify
         app.embedding.query_models.find_known = self.find_known
-        app.embedding.query_models.open_model = self.open
+        app.embedding.query_models.open_model = self.opened
         ingestion.pipeline.find_known = self.find_known
         ingestion.pipeline.open_known = self.open_known
-        ingestion.pipeline.location_of = lambda _: None
-        ingestion.pipeline.open_embedder = lambda _: self.default
-        app.resources.open_embedder = lambda *_, **__: self.default
+        ingestion.pipeline.location_of = self.location_of
+        ingestion.pipeline.open_embedder = self.open_configured
+        app.resources.open_embedder = self.open_configured
 
     def install_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The same for as long as a test runs."""
@@ -84,7 +84,13 @@ class Models:
             raise ModelMissing(f"The embedding model {model.name} is not as it was.")
         return self.here[model.name]
 
-    def open(self, _: Any, model: Any, **__: Any) -> Any:
+    def location_of(self, _: str) -> None:
+        return None
+
+    def open_configured(self, *_: Any, **__: Any) -> Any:
+        return self.default
+
+    def opened(self, _: Any, model: Any, **__: Any) -> Any:
         return model
 
     def open_known(self, _: Any, model: Any, **__: Any) -> Any:

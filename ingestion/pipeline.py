@@ -29,7 +29,7 @@ from ingestion.parsing import PARSING_VERSION
 from ingestion.parsing.sandbox import ParserPool
 from ingestion.personal_data import SCAN_VERSION, scan
 from ingestion.signatures import sign
-from ingestion.types import Chunking, ParsedDocument, embedded_text
+from ingestion.types import Chunking, ParsedDocument, embedded_text, heading_path
 from ingestion.writing import ModelSwitched, NewVersion, Passages, Shelf
 
 Result = TypeVar("Result")
@@ -197,6 +197,9 @@ def cut(parsed: ParsedDocument, embedder: Embedder, chunking: Chunking) -> Passa
         texts=texts,
         hashes=[hashlib.sha256(text.encode()).digest() for text in texts],
         terms=[extract_terms(text, parsed.language) for text in texts],
+        title_terms=[
+            extract_terms(heading_path(parsed.title, chunk), parsed.language) for chunk in chunks
+        ],
         signature=sign(parsed.text),
     )
 

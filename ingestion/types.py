@@ -98,6 +98,11 @@ class Chunking:
 
 def embedded_text(title: str, chunk: Chunk) -> str:
     """What both search legs see of a chunk: title and heading path above the passage itself."""
-    path = [title, *(part for part in chunk.heading if part != title)]
-    lines = [" > ".join(part for part in path if part), chunk.context, chunk.text]
+    lines = [heading_path(title, chunk), chunk.context, chunk.text]
     return "\n".join(line for line in lines if line)
+
+
+def heading_path(title: str, chunk: Chunk) -> str:
+    """Title and headings of a chunk in one line; what they say counts twice among keywords."""
+    path = [title, *(part for part in chunk.heading if part != title)]
+    return " > ".join(part for part in path if part)

@@ -63,14 +63,15 @@ class Shelf:
 class Passages:
     """Chunks with what both search legs see of them, row by row.
 
-    `hashes` are the SHA-256 of the texts that are embedded, `terms` their index terms; `signature`
-    is that of the whole text.
+    `hashes` are the SHA-256 of the texts that are embedded, `terms` their index terms and
+    `title_terms` those of title and headings among them; `signature` is that of the whole text.
     """
 
     chunks: Sequence[Chunk]
     texts: Sequence[str]
     hashes: Sequence[bytes]
     terms: Sequence[Sequence[str]]
+    title_terms: Sequence[Sequence[str]]
     signature: Signature
 
 
@@ -312,7 +313,7 @@ async def put_version(
     await add_postings(
         connection,
         shelf.collection_id,
-        map(ChunkTerms, version.chunk_ids, version.passages.terms),
+        map(ChunkTerms, version.chunk_ids, version.passages.terms, version.passages.title_terms),
     )
     reach("version.postings_written")
     await set_status(

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.db.postings import PostingList
 from app.terms import extract_terms
-from ingestion.types import Chunk, embedded_text
+from ingestion.types import Chunk, embedded_text, heading_path
 
 
 async def contents(engine: AsyncEngine) -> dict[str, list[tuple[Any, ...]]]:
@@ -59,7 +59,9 @@ async def _check_collection(connection: AsyncConnection, collection: Any) -> Non
             row.tokens, row.context,
         )  # fmt: skip
         terms = extract_terms(embedded_text(row.title, chunk), row.language)
-        for term, occurrences in Counter(terms).items():
+        occurring = Counter(terms)
+        occurring.update(extract_terms(heading_path(row.title, chunk), row.language))
+        for term, occurrences in occurring.items():
             expected.setdefault(term, {})[row.id] = occurrences
         terms_count += len(terms)
         chunks_count += 1

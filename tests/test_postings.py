@@ -274,3 +274,15 @@ async def test_writes_removals_and_merges_at_once_lose_and_double_nothing(
     assert {term: found[term].chunk_ids.tolist() for term in terms} == dict.fromkeys(
         terms, expected
     )
+
+
+async def test_terms_of_title_and_headings_count_twice_but_make_no_chunk_longer(
+    connection: AsyncConnection, collection_id: int
+) -> None:
+    await add_postings(
+        connection, collection_id, [ChunkTerms(1, ["cat", "dog", "cat"], ["cat", "emu"])]
+    )
+    assert await contents(connection, collection_id, ["cat", "dog", "emu"]) == {
+        "cat": [(1, 3, 3)],
+        "dog": [(1, 1, 3)],
+    }

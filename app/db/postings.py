@@ -8,7 +8,7 @@ removal takes out the postings themselves, in the transaction that removes the c
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -38,10 +38,22 @@ PackedPostings = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class ChunkTerms:
-    """The terms of a chunk in text order, repeated as often as they occur."""
+    """The terms of a chunk in text order, repeated as often as they occur.
+
+    Those of its title and headings, `title_terms`, count twice: over the judged sets that gains
+    most. A chunk's length is counted without that.
+    """
 
     chunk_id: int
     terms: Sequence[str]
+    title_terms: Sequence[str] = ()
+
+    def packed(self) -> Iterator[tuple[str, int]]:
+        """Each distinct term with its posting."""
+        occurrences = Counter(self.terms)
+        occurrences.update(term for term in self.title_terms if term in occurrences)
+        for term, count in occurrences.items():
+            yield term, pack_posting(self.chunk_id, count, len(self.terms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +91,8 @@ async def add_postings(
     """
     postings: dict[str, list[int]] = {}
     for chunk in sorted(chunks, key=lambda chunk: chunk.chunk_id):
-        for term, occurrences in Counter(chunk.terms).items():
-            postings.setdefault(term, []).append(
-                pack_posting(chunk.chunk_id, occurrences, len(chunk.terms))
-            )
+        for term, posting in chunk.packed():
+            postings.setdefault(term, []).append(posting)
     if postings:
         await _copy_rows(connection, collection_id, postings)
 

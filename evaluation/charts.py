@@ -52,9 +52,9 @@ def time_strip(times_ms: Sequence[float], full_ms: float, label: str) -> Markup:
     return _BAR.format(full=full_ms, label=label, inside=_NOTHING.join(inside))
 
 
-def sorted_differences(differences: Sequence[float], label: str) -> Markup:
-    """One column a question, from what gained most to what lost most; on a scale from −1 to 1."""
-    ordered = sorted(differences, reverse=True)
+def sorted_differences(differences: Sequence[float], reach: float, label: str) -> Markup:
+    """One column a question, from what gained most to what lost most; from −reach to reach."""
+    ordered = sorted((one / reach for one in differences), reverse=True)
     count = len(ordered)
     grid = [
         Markup('<line class="{}" x1="0" x2="{}" y1="{:g}" y2="{:g}"/>').format(

@@ -35,7 +35,7 @@ HEADING_CHARS = 120
 QUESTION_CHARS = 300
 
 _NUMBERING = re.compile(r"^(?:\(?(?:\d+|[A-Za-z])[.)]\s*)+(?:\d+\s+)?|^\d+(?:\.\d+)*\s+")
-_MARKUP = re.compile(r"[*_`#>|\[\]]+|\(https?://[^)]*\)")
+_MARKUP = re.compile(r"[*`#>|\[\]]+|(?<!\w)_+|_+(?!\w)|\(https?://[^)]*\)")
 # tags, entities, links, footnotes, columns
 _NO_PROSE = re.compile(r"</?[a-z]|&\w+;|\]\(|\w://|\[\^|\||^[#>]")
 # ERR_CONN_RESET, v2.3.1, CVE-2024-1234, RFC-9457, os.path.join: words that hold more than letters
@@ -90,18 +90,12 @@ async def generate(
         return _passages(document, await service.passages(collection, document))
 
     read_all = await each(drawn, read, SEARCHES_AT_ONCE, tell, "read")
-    # One passage of every document comes before the second of any.
-    passages = [random.sample(own, len(own)) for own in read_all]
-    in_turn = [one for one in chain.from_iterable(zip_longest(*passages)) if one is not None]
+    shuffled = [random.sample(own, len(own)) for own in read_all]
     rows: list[Row] = []
-    asked: set[str] = set()
     candidates = (
-        _written(in_turn, ask) if ask is not None else _as_they_come(_found(in_turn, random))
+        _written(shuffled, ask) if ask is not None else _as_they_come(_found(shuffled, random))
     )
     async for passage, kind, question in candidates:
-        if (words := normalised(question)) in asked or not words:
-            continue
-        asked.add(words)
         number = f"{kind}-{len(rows) + 1}"
         rows.append(Row(number, question, passage.uri, passage.sentence, kind))
         tell("questions", len(rows), count)
@@ -160,23 +154,24 @@ def _first_sentence(text: str) -> str:
     return ""
 
 
-def _found(passages: Sequence[Passage], random: Random) -> Iterator[tuple[Passage, str, str]]:
-    """A question of each passage that allows one, of the kinds in turn."""
+def _found(
+    documents: Sequence[Sequence[Passage]], random: Random
+) -> Iterator[tuple[Passage, str, str]]:
+    """Questions of the kinds in turn; one of each document before the second of any."""
+    passages = list(chain.from_iterable(documents))
     headings = _documents_with(passages, lambda one: map(normalised, one.heading))
     sentences = _documents_with(passages, lambda one: [normalised(one.sentence)])
     identifiers = _documents_with(passages, lambda one: _IDENTIFIER.findall(one.text))
-    asked_headings: set[str] = set()
+    asked: set[str] = set()
 
     def heading(passage: Passage) -> str:
         """The innermost heading, if it is this document's alone and says more than one word."""
         inner = passage.heading[-1] if passage.heading else ""
         key = normalised(inner)
-        if headings[key] != 1 or key in asked_headings or key == normalised(passage.title):
+        if headings[key] != 1 or key == normalised(passage.title):
             return ""
         words = " ".join(_NUMBERING.sub("", _MARKUP.sub(" ", inner)).split())
         is_telling = len(set(extract_terms(words))) > 1 and len(words) <= HEADING_CHARS
-        if is_telling:
-            asked_headings.add(key)
         return words if is_telling else ""
 
     def identifier(passage: Passage) -> str:
@@ -189,16 +184,25 @@ def _found(passages: Sequence[Passage], random: Random) -> Iterator[tuple[Passag
         return _words_dropped(passage.sentence, random)
 
     kinds = {"heading": heading, "phrase": phrase, "identifier": identifier}
-    first = 0
-    for passage in passages:
-        if sentences[normalised(passage.sentence)] != 1:
-            continue
-        names = list(kinds)
-        for name in names[first:] + names[:first]:
-            if question := kinds[name](passage):
-                yield passage, name, question
-                first = (names.index(name) + 1) % len(names)
-                break
+    names = list(kinds)
+    waiting = [iter(own) for own in documents]
+    while waiting:
+        for own in list(waiting):
+            for passage in own:
+                if sentences[normalised(passage.sentence)] != 1:
+                    continue
+                made = ((name, kinds[name](passage)) for name in names)
+                new = (one for one in made if one[1] and normalised(one[1]) not in asked)
+                if (first := next(new, None)) is not None:
+                    kind, question = first
+                    asked.add(normalised(question))
+                    yield passage, kind, question
+                    # Its turn comes again after the others'.
+                    names.remove(kind)
+                    names.append(kind)
+                    break
+            else:
+                waiting.remove(own)
 
 
 def _documents_with(passages: Sequence[Passage], parts: Callable[[Passage], Any]) -> Counter[str]:
@@ -226,10 +230,14 @@ async def _as_they_come(
 
 
 async def _written(
-    passages: Sequence[Passage], ask: Ask
+    documents: Sequence[Sequence[Passage]], ask: Ask
 ) -> AsyncGenerator[tuple[Passage, str, str]]:
-    for passage in passages:
-        if question := await ask(passage):
+    """A passage of each document before the second of any."""
+    asked: set[str] = set()
+    for passage in chain.from_iterable(zip_longest(*documents)):
+        question = await ask(passage) if passage is not None else None
+        if passage is not None and question and normalised(question) not in asked:
+            asked.add(normalised(question))
             yield passage, "model", question
 
 

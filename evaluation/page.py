@@ -68,6 +68,7 @@ class _Panel:
 @dataclass(frozen=True, slots=True)
 class _Differences:
     title: str
+    reach: str
     plot: Markup
     words: str
 
@@ -193,7 +194,9 @@ def _difference_plot(title: str, gains: Sequence[float], seed: int) -> _Differen
         f"ahead on {ahead}, behind on {behind}, equal on {len(gains) - ahead - behind};"
         f" on average {signed(mean.mean)} ({_span(mean)})"
     )
-    return _Differences(title, sorted_differences(gains, f"{title}: {words}"), words)
+    reach = round_up(max(map(abs, gains)))
+    plot = sorted_differences(gains, reach, f"{title}: {words}")
+    return _Differences(title, f"{reach:g}", plot, words)
 
 
 def _times(outcome: Outcome, order: Sequence[str]) -> dict[str, Any] | None:

@@ -129,11 +129,11 @@ def test_shapes_stand_where_the_values_are() -> None:
 
 
 def test_differences_are_columns_from_best_to_worst() -> None:
-    plot = sorted_differences([-0.5, 1.0, 0.0, 0.25], "label")
+    plot = sorted_differences([-0.25, 0.5, 0.0, 0.125], 0.5, "label")
     assert 'viewBox="0 0 4 2"' in plot
     assert 'class="gain" d="M0 1V0h1V0.75h1V1Z"' in plot
     assert 'class="loss" d="M3 1V1.5h1V1Z"' in plot
-    assert "path" not in sorted_differences([0.0, 0.0], "label")
+    assert "path" not in sorted_differences([0.0, 0.0], 1.0, "label")
 
 
 def test_times_beyond_the_scale_stand_at_its_end() -> None:

@@ -140,7 +140,7 @@ def test_an_export_is_made_once_and_mended(
     local()
     [graph] = cache.glob(f"*/*/{INT8_GRAPH_FILE}")
     made = graph.stat().st_mtime_ns
-    monkeypatch.setattr("reranker.loading._export_now", None)  # would fail if it were called
+    monkeypatch.setattr("reranker.loading.subprocess", None)  # nothing is exported
     local()
     assert graph.stat().st_mtime_ns == made
     monkeypatch.undo()
@@ -181,7 +181,7 @@ def test_what_cannot_be_a_reranker_is_refused(
         local("nobody/has-this-model")
     classes = save_tiny_cross_encoder(tmp_path / "classes", labels=3)
     with pytest.raises(RerankerUnavailable, match="3 classes"):
-        local(classes)
+        local(classes, runtime="torch")
     pickled = shutil.copytree(model, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(RerankerUnavailable, match="safetensors"):
@@ -189,7 +189,7 @@ def test_what_cannot_be_a_reranker_is_refused(
     damaged = shutil.copytree(model, tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(RerankerUnavailable, match="cannot be loaded"):
-        local(damaged)
+        local(damaged, runtime="torch")
 
 
 def test_code_of_a_model_is_never_run(model: Path, tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ class _Runner:
         except RerankerUnavailable as error:
             raise Skipped("unavailable", str(error)) from error
         finally:
-            # Whoever is not waited for any more need not begin.
+            # What is not waited for any more need not begin, and leaves its place at once.
+            running.cancel()
             if not scored.cancel() and not scored.cancelled():
                 scored.exception()  # seen, also when the search was cancelled meanwhile
 

@@ -236,7 +236,7 @@ async def _follow(service: Service, begun: Sequence[Mapping[str, Any]], *, is_qu
         found = (await service.call("GET", SWITCHES))["switches"]
         now = {one["collection"]: one for one in found if one["collection"] in names}
         for name in sorted(names):
-            line = _line(now[name]) if name in now else f"{name}: done"
+            line = switch_line(now[name]) if name in now else f"{name}: done"
             if not is_quiet and told.get(name) != line:
                 console().print(plain(line), soft_wrap=True)
             told[name] = line
@@ -250,7 +250,8 @@ def _is_under_way(switch: Mapping[str, Any]) -> bool:
     return status in ("preparing", "dropping") or (status == "prepared" and switch["activates"])
 
 
-def _line(switch: Mapping[str, Any]) -> str:
+def switch_line(switch: Mapping[str, Any]) -> str:
+    """How far it is, for people."""
     words = {
         "preparing": f"{switch['embedded']:,} of {switch['passages']:,} passages embedded with"
         f" {switch['model']}",

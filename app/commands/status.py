@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.commands.client import ApiKey, Service, Url, with_service
+from app.commands.models import switch_line
 from app.commands.output import AsJson, console, plain, print_json
 
 WATCH_SECONDS = 1.0
@@ -49,7 +50,8 @@ def status(
 async def _state(service: Service) -> dict[str, Any]:
     # The first one says best what is wrong when the database is away.
     ingestion = await service.call("GET", "/api/ingestion")
-    return {"health": await service.health(), "ingestion": ingestion}
+    switches = (await service.call("GET", "/api/models/switches"))["switches"]
+    return {"health": await service.health(), "ingestion": ingestion, "switches": switches}
 
 
 def _drawn(state: Mapping[str, Any]) -> RenderableType:
@@ -65,6 +67,9 @@ def _drawn(state: Mapping[str, Any]) -> RenderableType:
         summary.add_row("oldest", f"has waited for {_duration(ingestion['oldest_seconds'])}")
     summary.add_row("speed", _speed(ingestion))
     summary.add_row("workers", _workers(ingestion["workers"]))
+    for switch in state["switches"]:
+        if switch["status"] != "retained":
+            summary.add_row("model", plain(switch_line(switch)))
     parts: list[RenderableType] = [summary]
     if ingestion["collections"]:
         columns = ("queued", "processing", "failed")

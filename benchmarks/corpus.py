@@ -187,6 +187,7 @@ class MadeDocument:
 
     number: int
     title: str
+    title_terms: list[str]
     passages: list[str]
     terms: list[list[str]]
     tokens: list[int]
@@ -234,6 +235,7 @@ class Corpus:
         return MadeDocument(
             number=number,
             title=sources.titles[source],
+            title_terms=sources.title_terms[source],
             passages=[" ".join(sources.fragments[i] for i in parts) for parts in chosen],
             terms=[
                 sources.title_terms[source] + [term for i in parts for term in sources.terms[i]]

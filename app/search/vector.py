@@ -57,7 +57,7 @@ async def find_neighbours(
     chunks only, and never are they one of `without`, which are chunks of the scope. The nearest
     are as many as there are, up to `limit`: where the index finds too few, all are compared.
     """
-    parameters = {**scope.parameters, "query": query, "limit": limit}
+    parameters = {**scope.parameters, "query": query}
     narrowing = ""
     if among is not None:
         parameters["among"] = among
@@ -70,7 +70,7 @@ async def find_neighbours(
     worth = COMPARED_CHUNKS if allowed is None else PICKED_CHUNKS
     if among is None and chunks_count**2 > worth * scope.model.chunks_count:
         source = _indexed(scope) + narrowing
-        nearest, asked = await _fetch(snapshot, scope, source, parameters, others)
+        nearest, asked = await _fetch(snapshot, scope, source, parameters, limit, others)
         if len(nearest.chunk_ids) >= min(limit, chunks_count):
             return nearest, asked
     source = _compared(scope) + narrowing
@@ -78,7 +78,7 @@ async def find_neighbours(
         # By their ids, which stand side by side: documents and passages are not read again.
         source += " AND e.chunk_id = ANY(%(allowed)s)"
         parameters["allowed"] = allowed.chunk_ids
-    return await _fetch(snapshot, scope, source, parameters, others)
+    return await _fetch(snapshot, scope, source, parameters, limit, others)
 
 
 def _reachable_count(scope: Scope, allowed: AllowedChunks | None, without: ChunkIds | None) -> int:
@@ -123,9 +123,11 @@ async def _fetch(
     scope: Scope,
     source: str,
     parameters: Mapping[str, Any],
+    limit: int,
     others: ChunkIds | None,
 ) -> tuple[Neighbours, Neighbours]:
-    statement = f"(SELECT *, true FROM ({source}) ORDER BY distance LIMIT %(limit)s)"  # noqa: S608 - see above
+    # The limit is written out: with one that it does not know, PostgreSQL would plan every time.
+    statement = f"(SELECT *, true FROM ({source}) ORDER BY distance LIMIT {limit:d})"  # noqa: S608 - see above
     if others is not None and len(others):
         parameters = {**parameters, "others": others}
         statement += f"""

@@ -161,7 +161,7 @@ async def open_resources(
         chat_model = open_chat_model(settings)
         if chat_model is not None:
             stack.push_async_callback(chat_model.close)
-        rerankers = rerankers_of(settings)
+        rerankers = rerankers_of(settings, query_embedder.embedder)
         stack.callback(rerankers.close)
         await asyncio.to_thread(open_own, rerankers)
         snapshots = Snapshots(settings, database_url)

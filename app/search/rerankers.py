@@ -3,20 +3,32 @@
 from functools import partial
 
 from app.config import Settings
+from app.embedding.base import Embedder, ReadsTokens, TokenEmbedder
 from app.embedding.loading import usable_cores
+from app.embedding.token_signs import TokenReader
 from app.errors import StartupError
 from app.search.reranking import Lane, Rerankers
+from app.terms import extract_terms
 from reranker.base import Reranker, RerankerUnavailable
+from reranker.late_interaction import LateInteraction
 from reranker.loading import BUNDLED, bundled_is_there, open_cross_encoder
 from reranker.remote import CONNECTIONS, RemoteReranker
 
 NONE = frozenset({"", "off"})
 
 
-def rerankers_of(settings: Settings) -> Rerankers:
-    """All of them, yet to be loaded: the service's own at its start, the others when needed."""
+LATE_INTERACTION = "late-interaction"
+
+
+def rerankers_of(settings: Settings, embedder: Embedder | None = None) -> Rerankers:
+    """All of them, yet to be loaded: the service's own at its start, the others when needed.
+
+    The `embedder` is what late interaction reads passages with.
+    """
     own = "" if settings.reranker in NONE else settings.reranker
     lanes: dict[str, Lane] = {}
+    if isinstance(embedder, ReadsTokens):
+        lanes[LATE_INTERACTION] = Lane(partial(_open_late_interaction, embedder))
     if bundled_is_there():
         lanes[BUNDLED] = Lane(partial(_open_local, BUNDLED, settings))
     if own.startswith(("http://", "https://")):
@@ -39,6 +51,11 @@ def open_own(rerankers: Rerankers) -> None:
             hint="Set it to the folder or name of a cross-encoder, to the address of a server "
             "with /v1/rerank, or to nothing.",
         ) from error
+
+
+def _open_late_interaction(embedder: TokenEmbedder) -> Reranker:
+    reader = TokenReader(embedder, lambda word: bool(extract_terms(word)))
+    return LateInteraction(reader.read, name=LATE_INTERACTION, digest=embedder.digest)
 
 
 def _open_local(name: str, settings: Settings) -> Reranker:

@@ -142,10 +142,8 @@ class _Seam:
         """Whether it may stand in the middle of a sentence: a figure, a header, small print."""
         if block.lines is None:
             return True
-        first = block.lines[0].line
-        is_small = first.size < self._style.body_size and not is_like_size(
-            first, self._style.body_size
-        )
+        first, body = block.lines[0].line, self._style.body_size
+        is_small = first.size < body and not is_like_size(first, body)
         return _is_running_head(block) or is_caption(first) or is_small
 
     def _tail(self, head: TextBlock) -> int | None:
@@ -204,7 +202,8 @@ class _Seam:
         if not (above.table and below.table and _goes_on(above.table, below.table)):
             return None
         header = above.table.cells[0]
-        rows = below.table.cells[below.table.cells[0] == header :]
+        is_repeated = below.table.cells[0] == header
+        rows = below.table.cells[1:] if is_repeated else below.table.cells
         below.text = "\n".join(markdown_rows([header, *rows])[2:])
         below.table.cells = [header, *rows]
         self._above.append(self._above.pop(ends[-1]))

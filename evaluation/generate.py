@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """`sentence` is its first that is prose, as it stands there; never empty."""
+    """A place in a passage: `sentence` is what stands there, `text` the whole passage."""
 
     document_id: str
     uri: str
@@ -126,32 +126,42 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def _passages(document: Mapping[str, Any], hits: Sequence[Mapping[str, Any]]) -> list[Passage]:
-    """A document's passages in their order, those that hold a sentence of prose."""
-    found: list[Passage] = []
-    for hit in sorted(hits, key=lambda one: one["start"]):
-        if sentence := _first_sentence(hit["text"]):
-            found.append(
-                Passage(
-                    document["id"],
-                    document["uri"],
-                    hit["title"],
-                    tuple(hit["heading"]),
-                    hit["text"],
-                    sentence,
-                )
-            )
-    return found
+    """The places of a document that a question could be about, in their order."""
+    return [
+        Passage(
+            document["id"],
+            document["uri"],
+            hit["title"],
+            (*hit["heading"], *inner),
+            hit["text"],
+            one,
+        )
+        for hit in sorted(hits, key=lambda one: one["start"])
+        for inner, one in _opening_sentences(hit["text"])
+    ]
 
 
-def _first_sentence(text: str) -> str:
+def _opening_sentences(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Of each paragraph the first sentence that is prose, with the heading it stands under, if any.
+
+    A short document is one passage, with its headings in it.
+    """
+    heading: tuple[str, ...] = ()
+    opened = -1
     for sentence in split_sentences(text):
         words = text[sentence.start : sentence.end].split()
         plain = " ".join(words)
-        letters = sum(map(str.isalpha, plain)) / max(1, len(plain) - len(words) + 1)
-        is_prose = sentence.kind == "prose" and not _NO_PROSE.search(plain)
-        if is_prose and len(words) in SENTENCE_WORDS and letters >= LETTERS_SHARE:
-            return plain
-    return ""
+        if sentence.kind == "heading":
+            heading = (plain.strip("#=- "),)
+        elif sentence.kind == "prose" and sentence.block != opened and _is_prose(plain, len(words)):
+            opened = sentence.block
+            yield heading, plain
+
+
+def _is_prose(plain: str, words_count: int) -> bool:
+    letters = sum(map(str.isalpha, plain)) / max(1, len(plain) - words_count + 1)
+    is_marked_up = _NO_PROSE.search(plain) is not None
+    return words_count in SENTENCE_WORDS and letters >= LETTERS_SHARE and not is_marked_up
 
 
 def _found(
@@ -233,11 +243,14 @@ async def _written(
     documents: Sequence[Sequence[Passage]], ask: Ask
 ) -> AsyncGenerator[tuple[Passage, str, str]]:
     """A passage of each document before the second of any."""
-    asked: set[str] = set()
+    known: set[str] = set()
     for passage in chain.from_iterable(zip_longest(*documents)):
-        question = await ask(passage) if passage is not None else None
-        if passage is not None and question and normalised(question) not in asked:
-            asked.add(normalised(question))
+        if passage is None or passage.text in known:
+            continue
+        known.add(passage.text)
+        question = await ask(passage)
+        if question and normalised(question) not in known:
+            known.add(normalised(question))
             yield passage, "model", question
 
 

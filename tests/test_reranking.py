@@ -49,7 +49,7 @@ def length() -> LengthReranker:
 
 
 def rerankers_with(reranker: LengthReranker, settings: Settings, **options: Any) -> Rerankers:
-    changed = settings.model_copy(update=options)
+    changed = settings.model_copy(update={"rerank_timeout_seconds": 20, **options})
     return Rerankers({"length": Lane(lambda: reranker)}, changed, own="length")
 
 

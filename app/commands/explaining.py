@@ -205,6 +205,9 @@ def _pairs(lines: Iterable[tuple[str, str]]) -> Table:
 def _words(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        named: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
+        return ", ".join(f"{name} ({_words(one)})" for name, one in named.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"  # pyright: ignore[reportUnknownArgumentType]
     return str(value)

@@ -30,7 +30,6 @@ from ingestion.types import Chunk, ParsedDocument
 
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 
-
 Change = Literal["added", "updated", "unchanged"]
 
 
@@ -48,10 +47,7 @@ class ModelSwitched(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Where documents are written: a collection, its settings, and the model of its vectors.
-
-    The model is that of the beginning; when another one serves in the end, writing says so.
-    """
+    """Where documents are written: a collection, the model that serves it, and its settings."""
 
     tenant_id: int
     collection_id: int
@@ -204,10 +200,7 @@ async def record_failed_file(
 async def _enter_file(
     connection: AsyncConnection, shelf: Shelf, file: SourceFile, version: NewVersion | None = None
 ) -> StoredDocument:
-    if version is None:
-        await enter_collection(connection, shelf.collection_id)
-    else:
-        await enter_with(connection, shelf.collection_id, version)
+    await enter_with(connection, shelf.collection_id, version)
     document, _ = await lock_document_at(
         connection,
         tenant_id=shelf.tenant_id,
@@ -235,9 +228,12 @@ async def _restore(connection: AsyncConnection, document: StoredDocument, file: 
     )
 
 
-async def enter_with(connection: AsyncConnection, collection_id: int, version: NewVersion) -> None:
-    """Begin to write the version; raises ModelSwitched when it has another model's vectors."""
-    if (model_id := await enter_collection(connection, collection_id)) != version.model_id:
+async def enter_with(
+    connection: AsyncConnection, collection_id: int, version: NewVersion | None
+) -> None:
+    """Begin to write; raises ModelSwitched when the version has another model's vectors."""
+    model_id = await enter_collection(connection, collection_id)
+    if version is not None and model_id != version.model_id:
         raise ModelSwitched(model_id)
 
 

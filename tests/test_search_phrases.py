@@ -157,3 +157,28 @@ async def test_an_explanation_says_how_the_query_was_understood(index: Index) ->
 )
 def test_a_phrase_is_whole_words_side_by_side(phrase: str, text: str, holds: bool) -> None:
     assert (phrase_pattern(phrase).search(fold(text)) is not None) is holds
+
+
+@pytest.mark.parametrize(
+    ("query", "written"),
+    [
+        ("what does ERR_CONN_RESET mean", PASSAGES[4]),
+        ("release 2.3.1", "the v2.3.1 release"),
+        ("§14 on leave", "see § 14 for leave"),
+        ("the USA office", "our office of the U.S.A. is closed"),
+        (".NET runtime", "a runtime of .NET is there"),
+    ],
+)
+async def test_a_passage_with_the_whole_identifier_stands_first(
+    engine: AsyncEngine, settings: Settings, query: str, written: str
+) -> None:
+    near = [
+        "a reset of the conn gives an err code",
+        "release 2 of 3",
+        "14 days of leave",
+        "the office",
+        "the net result of the runtime",
+    ]
+    async with open_index(engine, settings) as index:
+        await index.fill([*near, written], "other")
+        assert (await index.texts(query, "other", mode="keyword"))[0] == written

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.access import LOCAL_OWNER
 from app.config import Settings
 from app.db import vector_partitions
+from app.db.documents import delete_document
 from app.db.snapshot import Snapshots
 from app.db.vector_partitions import begin_leaf, ensure_index
 from app.db.vectors import register_model
@@ -208,3 +209,25 @@ async def test_only_named_chunks_of_the_scope_are_compared(
     assert await nearest(indexed, queries[0], {"n": 0}, among=among) == [5]
     assert await nearest(indexed, queries[0], {}, among=among, without=np.array([60, 5])) == [2_999]
     assert await nearest(indexed, queries[0], {}, among=np.array([], np.int64)) == []
+
+
+async def test_deleted_rows_cost_no_hits(
+    indexed: Snapshots, engine: AsyncEngine, queries: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine.begin() as connection:
+        gone = await connection.execute(
+            text("SELECT id FROM documents WHERE (metadata ->> 'n')::int % 4 > 0")
+        )
+        for document_id in gone.scalars():
+            await delete_document(connection, document_id)
+    found_both = wanted = 0
+    for filters, matching in ({}, CHUNKS // 4), ({"n": {"$lt": 8}}, 2 * CHUNKS // DOCUMENTS):
+        for query in queries[:10]:
+            force(monkeypatch, index=False)
+            exact = await nearest(indexed, query, filters)
+            force(monkeypatch, index=True)
+            approximate = await nearest(indexed, query, filters)
+            assert len(exact) == len(approximate) == min(LIMIT, matching)
+            found_both += len(set(exact) & set(approximate))
+            wanted += len(exact)
+    assert found_both / wanted >= 0.95

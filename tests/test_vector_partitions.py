@@ -324,7 +324,7 @@ async def test_partitions_become_leaves_and_leaves_partitions(
     await to_revision(engine, database_url, "0002")
     assert "embeddings_m1_0" not in await objects_of(engine)
     assert await rows_of(engine, "embeddings_m1") == stored.chunk_ids
-    await to_revision(engine, database_url, "0003")
+    await to_revision(engine, database_url, "head")
     assert await objects_of(engine) == objects
     [leaf] = await leaves(engine, model_id)
     assert leaf.is_indexed
@@ -334,7 +334,7 @@ async def test_partitions_become_leaves_and_leaves_partitions(
     later = await fill(engine, model_id, 3, seed=3)
     await to_revision(engine, database_url, "0002")
     assert await rows_of(engine, "embeddings_m1") == stored.chunk_ids + later.chunk_ids
-    await to_revision(engine, database_url, "0003")
+    await to_revision(engine, database_url, "head")
     assert await ensure_index(engine, model_id)
     assert await objects_of(engine) == objects
     assert await begin_leaf(engine, model_id)

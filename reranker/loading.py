@@ -68,6 +68,8 @@ def open_cross_encoder(
     """
     folder = _locate(name)
     digest = _digest(folder)
+    if Path(name).expanduser().is_dir():
+        name = folder.name  # whoever searches may read it, and need not know where things lie
     if is_exported(folder):
         if runtime == "torch":
             raise RerankerUnavailable(f"{name} is made for onnxruntime; torch cannot run it")

@@ -38,7 +38,8 @@ class RemoteReranker:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RerankerUnavailable(f"{url} is not the address of a server")
         self._url = url if parts.path.rstrip("/") else url.rstrip("/") + RERANK_PATH
-        self.name = f"{model or 'reranker'} at {parts.hostname}"
+        # Whoever searches may read this: nothing of where the server is.
+        self.name = model or "the server"
         self.digest = hashlib.sha256(f"{self._url}\0{model}".encode()).hexdigest()
         self._model = model
         self._timeout_seconds = timeout_seconds

@@ -207,7 +207,7 @@ def _words(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, Mapping):
         named: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
-        return ", ".join(f"{name} ({_words(one)})" for name, one in named.items()) or "none"
+        return ", ".join(f"{name}: {_words(one)}" for name, one in named.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"  # pyright: ignore[reportUnknownArgumentType]
     return str(value)

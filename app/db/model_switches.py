@@ -12,8 +12,10 @@ from uuid import UUID, uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Integer, Uuid
 
@@ -21,7 +23,7 @@ from app.db.collections import enter_alone, enter_collection
 from app.db.models.switches import SwitchStatus
 from app.db.vector_partitions import partition_name
 from app.db.vectors import add_vectors
-from app.errors import NotFound
+from app.errors import DatabaseUnavailable, NotFound
 from app.failpoints import reach
 
 LOCK_TIMEOUT_SECONDS = 5.0
@@ -238,12 +240,17 @@ async def put_in_service(connection: AsyncConnection, switch_id: UUID) -> bool:
 
     The model that served until now takes its place beside, so that the same call leads back. No
     writer is in any of the collections meanwhile: whoever comes after finds the new model. Raises
-    NotFound when a collection is gone.
+    NotFound when a collection is gone, and DatabaseUnavailable when a writer does not leave it.
     """
     await connection.execute(_LOCK_TIMEOUT)
     members = (await connection.execute(_MEMBERS, {"switch_id": switch_id})).scalars().all()
-    for collection_id in members:
-        await enter_alone(connection, collection_id)
+    try:
+        for collection_id in members:
+            await enter_alone(connection, collection_id)
+    except OperationalError as error:
+        if isinstance(error.orig, LockNotAvailable):
+            raise DatabaseUnavailable("Somebody is writing to the collection.") from error
+        raise
     switches = await lock_switches(connection, members)
     if not switches or any(one.status != "prepared" or not one.activates for one in switches):
         return False

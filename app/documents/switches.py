@@ -5,7 +5,7 @@ wrong name is told at once and the service can embed questions with it by the ti
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,7 +32,7 @@ from app.db.transactions import in_transaction
 from app.db.vectors import register_model
 from app.documents.visibility import may_enter
 from app.embedding.query_models import QueryModels
-from app.errors import Conflict, InvalidInput, NotFound
+from app.errors import Conflict, DatabaseUnavailable, InvalidInput, NotFound
 from app.jobs import Jobs
 
 ModelState = SwitchStatus | Literal["serving"]
@@ -210,9 +210,11 @@ class ModelSwitches:
             return queued, queued[0]
 
         queued, first = await in_transaction(self._begin, order)
-        await in_transaction(
-            self._begin, lambda connection: put_in_service(connection, first.switch_id)
-        )
+        # Where a writer is in the way, the worker's job does it.
+        with suppress(DatabaseUnavailable):
+            await in_transaction(
+                self._begin, lambda connection: put_in_service(connection, first.switch_id)
+            )
 
         async def look(connection: AsyncConnection) -> list[Switch]:
             found = [await find_switch(connection, one.collection_id) for one in queued]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from evaluation.fusion_command import compare_fusion
 from evaluation.options import ApiKey, AsJson, Seed, Url, address, progress
 from evaluation.own_commands import generate_questions, tune_weights
 from evaluation.run_command import run_sets
@@ -20,6 +21,7 @@ app = typer.Typer(help="Measure how well a running Footnote finds.", no_args_is_
 app.command("run")(run_sets)
 app.command("generate")(generate_questions)
 app.command("tune")(tune_weights)
+app.command("fusion")(compare_fusion)
 
 
 @app.callback()

@@ -36,6 +36,13 @@ Reranker = Annotated[
     Literal["service", "off", "bundled", "late-interaction"] | None,
     typer.Option(help="What re-orders the best passages; `service`: what the service is set to."),
 ]
+TokenVectors = Annotated[
+    bool | None,
+    typer.Option(
+        "--token-vectors/--no-token-vectors",
+        help="Compare queries word by word as well, for 3.5 KB a passage.",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -70,12 +77,13 @@ def create_collection(
     strategy: Strategy = None,
     personal_data: PersonalData = None,
     reranker: Reranker = None,
+    token_vectors: TokenVectors = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Make an empty collection."""
-    settings = _settings(chunk_tokens, overlap, strategy, personal_data, reranker)
+    settings = _settings(chunk_tokens, overlap, strategy, personal_data, reranker, token_vectors)
     body = {"name": name, "settings": settings}
     reply = _call(url, api_key, "POST", "/api/collections", json=body)
     print_json(reply) if as_json else console().print(f"Made the collection {reply['name']}.")
@@ -98,6 +106,7 @@ def set_collection(
     strategy: Strategy = None,
     personal_data: PersonalData = None,
     reranker: Reranker = None,
+    token_vectors: TokenVectors = None,
     reset: Annotated[
         bool, typer.Option("--reset", help="Everything that is not given: back to the defaults.")
     ] = False,
@@ -110,7 +119,7 @@ def set_collection(
     They are made anew in the background where that is needed; until then the old passages are
     found.
     """
-    settings = _settings(chunk_tokens, overlap, strategy, personal_data, reranker)
+    settings = _settings(chunk_tokens, overlap, strategy, personal_data, reranker, token_vectors)
     if reset:
         own = {"tokens": None, "overlap": None, "strategy": None, **settings.get("chunking", {})}
         settings = {"personal_data": None, "search": None, **settings, "chunking": own}
@@ -248,6 +257,7 @@ def _settings(
     strategy: str | None,
     personal_data: str | None,
     reranker: str | None,
+    token_vectors: bool | None,
 ) -> dict[str, Any]:
     """The settings that were given, as the API takes them."""
     given = {"tokens": chunk_tokens, "overlap": overlap, "strategy": strategy}
@@ -255,8 +265,13 @@ def _settings(
     settings: dict[str, Any] = {"chunking": chunking} if chunking else {}
     if personal_data is not None:
         settings["personal_data"] = personal_data
+    search: dict[str, Any] = {}
     if reranker is not None:
-        settings["search"] = {"reranker": None if reranker == "service" else reranker}
+        search["reranker"] = None if reranker == "service" else reranker
+    if token_vectors is not None:
+        search["token_vectors"] = token_vectors
+    if search:
+        settings["search"] = search
     return settings
 
 
@@ -272,6 +287,7 @@ def _print_collection(reply: dict[str, Any]) -> None:
         "overlap": chunking["overlap"],
         "strategy": chunking["strategy"],
         "reranker": reply["settings"]["search"]["reranker"] or "as the service is set",
+        "token vectors": "yes" if reply["settings"]["search"]["token_vectors"] else "no",
         "personal data": reply["settings"]["personal_data"],
         **{
             f"  {kind.replace('_', ' ')}": f"{one['found']:,} in {one['documents']:,} documents"

@@ -277,5 +277,6 @@ def read_question(reply: str) -> str | None:
     if not lines:
         return None
     question = re.sub(r"^(?:question\s*:|\d+[.)])\s*", "", lines[-1], flags=re.IGNORECASE)
+    question = question.strip(' *"“”')
     is_none = normalised(question) == "none"
     return None if is_none or not 8 <= len(question) <= QUESTION_CHARS else question

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,13 @@ def one_document(monkeypatch: pytest.MonkeyPatch) -> None:
         assert json.loads(request.content)["filters"] == {"$document_id": "d"}
         return httpx.Response(200, json={"hits": [PASSAGE]})
 
-    opened = httpx.AsyncClient
-    monkeypatch.setattr(
-        "evaluation.service.httpx.AsyncClient",
-        lambda **options: opened(transport=httpx.MockTransport(reply), **options),
-    )
+    @asynccontextmanager
+    async def opened(url: str, api_key: str | None) -> AsyncIterator[Service]:
+        transport = httpx.MockTransport(reply)
+        async with httpx.AsyncClient(transport=transport, base_url=url) as client:
+            yield Service(client)
+
+    monkeypatch.setattr("evaluation.service.open_service", opened)
 
 
 @pytest.fixture
@@ -185,7 +188,8 @@ def test_a_file_that_may_have_been_reviewed_is_kept(tmp_path: Path) -> None:
     printed = invoke(command, arguments)
     assert printed.exit_code == 0, printed.output
     assert "1 questions (1 heading)" in printed.output
-    [row] = csv.DictReader(path.open(encoding="utf-8", newline=""))
+    with path.open(encoding="utf-8", newline="") as file:
+        [row] = csv.DictReader(file)
     assert (row["question"], row["keep"]) == ("Trips abroad", "yes")
     refused = invoke(command, arguments)
     assert isinstance(refused.exception, InvalidInput)

@@ -26,7 +26,7 @@ def written(value: Any) -> str:
     """A default as the table shows it."""
     if value is None or value == () or value == "":
         return "none"
-    return f"`{value}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

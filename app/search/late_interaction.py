@@ -20,7 +20,7 @@ from reranker.fusion import standardise
 from reranker.late_interaction import max_sim
 
 LATE_WEIGHT = 0.5
-"""Beside the two legs, which weigh 1. Over eight judged sets half gained more than 0.3 and 1.0."""
+"""Beside the two legs, which weigh 1. Of eight judged sets one half chose 0.5 and the other 0.3."""
 
 LATE_CANDIDATES = 200
 """So many of the candidates are compared token by token, those that both legs put first."""

@@ -19,8 +19,8 @@ from app.access import LOCAL_OWNER
 from app.config import Settings
 from app.db.session import open_sessions
 from app.documents.library import Library
+from app.embedding.known import ModelMissing
 from app.errors import (
-    Conflict,
     DatabaseUnavailable,
     EmbeddingUnavailable,
     InvalidInput,
@@ -226,13 +226,13 @@ async def test_another_pipeline_does_everything_again(
     await assert_consistent(engine)
 
 
-async def test_another_model_is_refused(
+async def test_a_model_that_is_away_is_told(
     docs: Path, tools: Tools, engine: AsyncEngine, settings: Settings
 ) -> None:
     put(docs, "a.md", "# First", *sections("one"))
     await run(tools, docs)
     async with open_tools(settings, engine, WordEmbedder("words-2")) as other:
-        with pytest.raises(Conflict, match="words"):
+        with pytest.raises(ModelMissing, match="words"):
             await run(other, docs)
 
 

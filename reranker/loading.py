@@ -21,9 +21,6 @@ from reranker.cross_encoder import (
 )
 from reranker.sentence_transformer import TorchCrossEncoder, gpu_present
 
-BUNDLED = "bundled"
-BUNDLED_FOLDER = Path(__file__).parent / "models" / BUNDLED
-
 EXPORT_FORMAT = "reranker-1"
 """Changes with what an export holds, so that no version reads what another one wrote."""
 EXPORT_TIMEOUT_SECONDS = 900.0
@@ -46,10 +43,6 @@ _OTHERS = (
     "*.model",
 )
 _EXPORTED = (GRAPH_FILE, INT8_GRAPH_FILE, TOKENIZER_FILE, MANIFEST_FILE)
-
-
-def bundled_is_there() -> bool:
-    return is_exported(BUNDLED_FOLDER)
 
 
 def open_cross_encoder(
@@ -101,10 +94,6 @@ def open_cross_encoder(
 
 
 def _locate(name: str) -> Path:
-    if name == BUNDLED:
-        if not bundled_is_there():
-            raise RerankerUnavailable("no reranker comes with this version")
-        return BUNDLED_FOLDER
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.absolute()

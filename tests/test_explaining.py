@@ -43,7 +43,7 @@ REPLY: dict[str, Any] = {
     "took_ms": 131.25,
     "explanation": {
         "mode": "hybrid",
-        "models": {"embedding": "all-MiniLM-L6-v2", "reranker": "bundled"},
+        "models": {"embedding": "all-MiniLM-L6-v2", "reranker": "own"},
         "weights": {"vector": 1.0, "keyword": 1.0},
         "candidates": {"vector": 100, "keyword": 87},
         "passages": 12345,
@@ -53,7 +53,7 @@ REPLY: dict[str, Any] = {
             "config*": {"passages": 30, "idf": 5.5, "stands_for": ["config", "configuration"]},
         },
         "filtered": {"fields": ["team", "year"], "left": 321},
-        "rerank": {"model": "bundled", "passages": 2, "share": 0.5},
+        "rerank": {"model": "own", "passages": 2, "share": 0.5},
         "cache": {"embedding": "off: nothing is cached here"},
         "stages_ms": {"scope": 0.5, "keyword": 2.25, "rerank": 110.0, "fusion": 0.0},
     },

@@ -86,9 +86,9 @@ def hit(chunk_id: int, score: float, text: str = "") -> Hit:
         (True, {None}, "", ("", "no reranker is configured")),
         (True, {"off"}, "own", ("own", "")),
         (True, {"off"}, "", ("", "no reranker is configured")),
-        (True, {"bundled"}, "own", ("bundled", "")),
-        (True, {"bundled", "late-interaction"}, "own", ("own", "")),
-        (False, {"bundled"}, "own", ("", "")),
+        (True, {"late-interaction"}, "own", ("late-interaction", "")),
+        (True, {None, "late-interaction"}, "own", ("own", "")),
+        (False, {"late-interaction"}, "own", ("", "")),
         (False, {None, "off"}, "", ("", "")),
     ],
 )

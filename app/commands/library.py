@@ -33,7 +33,7 @@ PersonalData = Annotated[
     typer.Option(help="What to do about e-mail addresses, phone and card numbers in documents."),
 ]
 Reranker = Annotated[
-    Literal["service", "off", "bundled", "late-interaction"] | None,
+    Literal["service", "off", "late-interaction"] | None,
     typer.Option(help="What re-orders the best passages; `service`: what the service is set to."),
 ]
 TokenVectors = Annotated[

@@ -12,7 +12,7 @@ ChunkingStrategy = Literal["structure", "recursive", "fixed"]
 
 PersonalDataPolicy = Literal["off", "report", "mask", "refuse"]
 
-RerankerChoice = Literal["off", "bundled", "late-interaction"]
+RerankerChoice = Literal["off", "late-interaction"]
 """Names only, never a path or an address: what the service loads is for its operator to say."""
 
 

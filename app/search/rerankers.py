@@ -11,7 +11,7 @@ from app.search.reranking import Lane, Rerankers
 from app.terms import extract_terms
 from reranker.base import Reranker, RerankerUnavailable
 from reranker.late_interaction import LateInteraction
-from reranker.loading import BUNDLED, bundled_is_there, open_cross_encoder
+from reranker.loading import open_cross_encoder
 from reranker.remote import CONNECTIONS, RemoteReranker
 
 NONE = frozenset({"", "off"})
@@ -29,8 +29,6 @@ def rerankers_of(settings: Settings, embedder: Embedder | None = None) -> Rerank
     lanes: dict[str, Lane] = {}
     if isinstance(embedder, ReadsTokens):
         lanes[LATE_INTERACTION] = Lane(partial(_open_late_interaction, embedder))
-    if bundled_is_there():
-        lanes[BUNDLED] = Lane(partial(_open_local, BUNDLED, settings))
     if own.startswith(("http://", "https://")):
         # Threads that wait for a server take nothing from each other.
         lanes[own] = Lane(partial(_open_remote, settings), at_once=CONNECTIONS)

@@ -1,7 +1,9 @@
 """Where sentences begin and end, and how they read."""
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.answering.sentences import Kind, readable, split_sentences
@@ -94,6 +96,8 @@ def test_a_fence_that_never_closes_ends_with_the_text() -> None:
 
 @given(st.text(alphabet="aA .!?\n\t`#-*|=[]1:。", max_size=120))
 def test_sentences_never_overlap_and_only_structure_lies_between(text: str) -> None:
+    # Lines such as ":::note" are structure with letters in it.
+    assume(not re.search(r"^\s*(?:!{3}|:{3})", text, re.MULTILINE))
     end = 0
     for sentence in split_sentences(text):
         assert end <= sentence.start < sentence.end <= len(text)

@@ -155,6 +155,9 @@ async def test_a_switch_under_traffic_never_mixes(
         if seen[-1:] != [name]:
             seen.append(name)
 
+    async def met_wide() -> bool:
+        return seen[-1] == "wide"
+
     async def write(number: int) -> None:
         await ingest(service, f"{number % 3}.md", document(f"again {number}"))
         added = await ingest(service, f"new {number}.md", document(f"new {number}"))
@@ -163,7 +166,7 @@ async def test_a_switch_under_traffic_never_mixes(
     async with meanwhile(ask), meanwhile(write):
         await call(service, model="wide")
         await until(is_now(service, ("default", "retained")))
-        await search(service)
+        await until(met_wide)
     assert seen == ["default", "wide"]
     assert (await vectors(engine, models.wide))[1] == 0
 
@@ -172,6 +175,7 @@ async def test_a_switch_under_traffic_never_mixes(
         await until(is_now(service, ("wide", "retained")))
         await call(service, "/rollback", collections=["default"])
         await until(is_now(service, ("default", "retained")))
+        await until(met_wide)
     assert seen[:4] == ["default", "wide", "default", "wide"]
     assert is_sound(await verify(engine, LOCAL_OWNER.tenant_id))
 

@@ -76,7 +76,7 @@ def _read_squad(path: Path, pool: Pool) -> None:
 
 def _read_beir(folder: Path, pool: Pool, chance: random.Random) -> None:
     places: dict[str, int] = {}
-    for line in _lines(folder / "corpus.jsonl"):
+    for line in read_lines(folder / "corpus.jsonl"):
         text = f"{line['title']}\n{line['text']}" if line.get("title") else line["text"]
         summary = ""
         documented = _DOCSTRING.search(text)
@@ -86,7 +86,7 @@ def _read_beir(folder: Path, pool: Pool, chance: random.Random) -> None:
         places[str(line["_id"])] = place = pool.add(text)
         if 3 <= len(summary.split()) <= 30:
             pool.questions.append(Question(summary, frozenset([place]), is_made=True))
-    queries = {str(line["_id"]): line["text"] for line in _lines(folder / "queries.jsonl")}
+    queries = {str(line["_id"]): line["text"] for line in read_lines(folder / "queries.jsonl")}
     judged: dict[str, set[int]] = {}
     with (folder / "qrels" / "dev.tsv").open(encoding="utf-8", newline="") as file:
         for row in list(csv.reader(file, delimiter="\t"))[1:]:
@@ -178,8 +178,7 @@ def _cut(text: str) -> Iterator[tuple[int, int]]:
         yield start, len(text)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file."""
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+        return [json.loads(line) for line in file if line.strip()]

@@ -51,12 +51,12 @@ def mine(pool: Pool, model: SentenceTransformer, cache: Path, chance: random.Ran
     if cache.is_file():
         vectors = np.load(cache)
     else:
-        vectors = _unit_vectors(model, pool.passages)
+        vectors = unit_vectors(model, pool.passages)
         np.save(cache, vectors)
     stop_words = bm25s.tokenize(pool.passages, stopwords="en", show_progress=False)
     index: Any = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
     index.index(stop_words, show_progress=False)
-    questions = _unit_vectors(model, [question.text for question in pool.questions])
+    questions = unit_vectors(model, [question.text for question in pool.questions])
     groups: list[Group] = []
     for question, vector in zip(pool.questions, questions, strict=True):
         terms = bm25s.tokenize(question.text, stopwords="en", show_progress=False, return_ids=False)
@@ -86,7 +86,7 @@ def _group(
     return Group(question.text, places, [values[place] for place in places])
 
 
-def _unit_vectors(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float32]:
+def unit_vectors(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float32]:
     return np.asarray(
         model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
     )
@@ -121,8 +121,9 @@ def train(
         for parameters, rate in zip(optimizer.param_groups, rates, strict=True):
             parameters["lr"] = rate * min(1.0, (step + 1) / 50) * (1 - done)
         batch = groups[step * together : (step + 1) * together]
+        pairs = [(group.question, passages[place]) for group in batch for place in group.places]
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(**_encoded(tokenizer, batch, passages)).logits
+            logits = model(**encoded(tokenizer, pairs)).logits
         fused = torch.tensor([group.fused for group in batch])
         totals = logits.float().view(len(batch), -1) + weight * fused
         loss = torch.nn.functional.cross_entropy(totals, torch.zeros(len(batch), dtype=torch.long))
@@ -147,8 +148,8 @@ def train(
     _save(model, tokenizer, weight.item(), out)
 
 
-def _encoded(tokenizer: Any, groups: Sequence[Group], passages: Sequence[str]) -> Any:
-    pairs = [(group.question, passages[place]) for group in groups for place in group.places]
+def encoded(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> Any:
+    """Pairs of question and passage as the network reads them, PAIR_TOKENS long at most."""
     return tokenizer(
         _shortened(tokenizer, [question for question, _ in pairs]),
         [passage for _, passage in pairs],

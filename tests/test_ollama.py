@@ -3,23 +3,55 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
 
 from app.config import Settings
 from app.errors import StartupError
-from app.llm.base import Completion, GenerationOptions, Message, TextDelta
+from app.llm.base import (
+    Completion,
+    Durations,
+    GenerationOptions,
+    InstanceHealth,
+    Message,
+    TextDelta,
+)
 from app.llm.draining import Drain
-from app.llm.ollama import InstanceBroke, InstanceFailed, OllamaInstance
+from app.llm.ollama import InstanceBroke, InstanceFailed, OllamaInstance, Patience
 from app.llm.registry import generation_options, open_chat_model, parse_instance
 from tests.doubles.ollama import OllamaDouble, running_ollama
 
 MODEL = "llama3.1:8b"
 QUESTION = [Message("user", "Say hello.")]
 OPTIONS = GenerationOptions(max_tokens=64, context_tokens=2048)
+
+
+class OneServer:
+    """A ChatModel on one instance."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self._instance = OllamaInstance(url, connect_timeout_seconds=2.0)
+        self._model = model
+        self._patience = Patience(first_token_seconds=1.0, stall_seconds=0.5)
+        self.address = self._instance.address
+
+    def stream(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> AsyncGenerator[TextDelta | Completion]:
+        return self._instance.stream(self._model, messages, options, self._patience)
+
+    async def is_generating(self, options: GenerationOptions) -> bool:
+        return await self._instance.is_generating(self._model, options, self._patience)
+
+    async def health(self) -> InstanceHealth:
+        return await self._instance.health(self._model)
+
+    async def close(self) -> None:
+        await self._instance.close()
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +67,17 @@ def double(process: OllamaDouble) -> OllamaDouble:
 
 
 @pytest.fixture
-async def instance(double: OllamaDouble) -> AsyncIterator[OllamaInstance]:
+async def instance(double: OllamaDouble) -> AsyncIterator[OneServer]:
     opened = open_instance(double.url)
     yield opened
     await opened.close()
 
 
-def open_instance(url: str, model: str = MODEL) -> OllamaInstance:
-    return OllamaInstance(
-        url,
-        model,
-        connect_timeout_seconds=2.0,
-        first_token_timeout_seconds=1.0,
-        stall_timeout_seconds=0.5,
-    )
+def open_instance(url: str, model: str = MODEL) -> OneServer:
+    return OneServer(url, model)
 
 
-async def read(
-    instance: OllamaInstance, options: GenerationOptions = OPTIONS
-) -> tuple[str, Completion]:
+async def read(instance: OneServer, options: GenerationOptions = OPTIONS) -> tuple[str, Completion]:
     """The whole text and the completion, which must be the last event and the only one."""
     texts: list[str] = []
     completions: list[Completion] = []
@@ -76,19 +100,18 @@ async def eventually(condition: Callable[[], bool], within_seconds: float = 5.0)
         await asyncio.sleep(0.01)
 
 
-async def test_streams_text_then_one_completion(
-    double: OllamaDouble, instance: OllamaInstance
-) -> None:
+async def test_streams_text_then_one_completion(double: OllamaDouble, instance: OneServer) -> None:
     double.set(answer="Hello there, how are you?")
     text, completion = await read(instance)
     assert text == "Hello there, how are you?"
-    assert completion == Completion(
+    assert replace(completion, durations=Durations()) == Completion(
         model=MODEL, reason="stop", prompt_tokens=100, completion_tokens=5, instance=double.url
     )
+    assert completion.durations.total_seconds > 0
 
 
 async def test_text_arrives_before_the_answer_is_whole(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(answer="one two three four five six", token_seconds=0.1)
     started = perf_counter()
@@ -98,7 +121,7 @@ async def test_text_arrives_before_the_answer_is_whole(
 
 
 async def test_says_when_the_token_limit_cut_the_answer(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(answer="one two three four")
     text, completion = await read(instance, GenerationOptions(max_tokens=2))
@@ -107,7 +130,7 @@ async def test_says_when_the_token_limit_cut_the_answer(
 
 @pytest.mark.parametrize("piece_bytes", [1, 2, 3, 7])
 async def test_characters_cut_by_the_network_stay_whole(
-    double: OllamaDouble, instance: OllamaInstance, piece_bytes: int
+    double: OllamaDouble, instance: OneServer, piece_bytes: int
 ) -> None:
     double.set(answer="Grüße 你好 🙂 naïve", piece_bytes=piece_bytes)
     text, _ = await read(instance)
@@ -115,7 +138,7 @@ async def test_characters_cut_by_the_network_stay_whole(
 
 
 async def test_drops_what_neither_utf8_nor_the_database_can_hold(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(answer="a\0b é\0")
     text, _ = await read(instance)
@@ -123,7 +146,7 @@ async def test_drops_what_neither_utf8_nor_the_database_can_hold(
 
 
 async def test_every_request_has_the_same_options_so_the_model_loads_once(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     await read(instance)
     await read(instance)
@@ -152,7 +175,7 @@ async def test_every_request_has_the_same_options_so_the_model_loads_once(
     ],
 )
 async def test_a_fault_before_the_first_text_is_no_answer_at_all(
-    double: OllamaDouble, instance: OllamaInstance, fault: str, cause: str
+    double: OllamaDouble, instance: OneServer, fault: str, cause: str
 ) -> None:
     double.set(fault=fault)
     with pytest.raises(InstanceFailed) as raised:
@@ -172,7 +195,7 @@ async def test_a_fault_before_the_first_text_is_no_answer_at_all(
     ],
 )
 async def test_a_fault_after_the_first_text_is_an_interruption(
-    double: OllamaDouble, instance: OllamaInstance, fault: str, cause: str
+    double: OllamaDouble, instance: OneServer, fault: str, cause: str
 ) -> None:
     double.set(answer="one two three four", fault=fault, fault_after_tokens=2)
     seen: list[str] = []
@@ -231,7 +254,7 @@ async def test_health_knows_a_model_without_its_tag(double: OllamaDouble) -> Non
 
 
 async def test_closing_the_iterator_ends_the_work_upstream(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(answer="word " * 60, token_seconds=0.1)
     async with aclosing(instance.stream(QUESTION, OPTIONS)) as events:
@@ -240,7 +263,7 @@ async def test_closing_the_iterator_ends_the_work_upstream(
 
 
 async def test_leaving_while_the_prompt_is_read_ends_the_work_upstream(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(first_token_seconds=30)
     asked = asyncio.create_task(read(instance))
@@ -250,7 +273,7 @@ async def test_leaving_while_the_prompt_is_read_ends_the_work_upstream(
 
 
 async def test_a_slow_reader_is_not_taken_for_a_stalled_server(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(answer="one two three")
     texts: list[str] = []
@@ -262,7 +285,7 @@ async def test_a_slow_reader_is_not_taken_for_a_stalled_server(
 
 
 async def test_a_slow_reader_does_not_hold_the_server_back(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(answer="x" * 3000 + " y" * 60)
     ended: list[BaseException | None] = []
@@ -277,7 +300,7 @@ async def test_a_slow_reader_does_not_hold_the_server_back(
 
 
 async def test_a_server_that_sends_too_much_is_cut_off(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(answer="x" * 1000)
     with pytest.raises(InstanceFailed) as raised:
@@ -286,7 +309,7 @@ async def test_a_server_that_sends_too_much_is_cut_off(
 
 
 async def test_a_wedged_server_answers_health_but_does_not_generate(
-    double: OllamaDouble, instance: OllamaInstance
+    double: OllamaDouble, instance: OneServer
 ) -> None:
     double.set(fault="hang")
     assert (await instance.health()).reachable

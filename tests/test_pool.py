@@ -9,10 +9,9 @@ import pytest
 
 from app.errors import GenerationInterrupted, GenerationUnavailable, Overloaded
 from app.llm import endpoint_health
-from app.llm.base import Completion, TextDelta
+from app.llm.base import Completion, Queued, TextDelta
 from app.llm.endpoint_health import FIRST_REST_SECONDS, MAX_REST_SECONDS, Breaker
-from app.llm.ollama import OllamaInstance
-from app.llm.pool import GenerationPool, Member
+from app.llm.pool import GenerationPool, InstanceAddress, PoolLimits
 from tests.doubles.ollama import OllamaDouble, running_ollama
 from tests.test_ollama import MODEL, OPTIONS, QUESTION, eventually
 
@@ -46,19 +45,21 @@ class Pools:
         first_token_timeout_seconds: float = 5.0,
         model: str = MODEL,
     ) -> GenerationPool:
-        members: list[Member] = []
-        for double, slots_count in zip(doubles, slots, strict=False):
+        used = doubles[: len(slots)]
+        for double, slots_count in zip(used, slots, strict=False):
             double.set(slots=slots_count)
-            instance = OllamaInstance(
-                double.url,
-                model,
+        pool = GenerationPool(
+            [InstanceAddress(one.url, count) for one, count in zip(used, slots, strict=False)],
+            model,
+            OPTIONS,
+            PoolLimits(
+                queue_size=queue_size,
+                queue_timeout_seconds=queue_timeout_seconds,
                 connect_timeout_seconds=1.0,
                 first_token_timeout_seconds=first_token_timeout_seconds,
                 stall_timeout_seconds=0.5,
-            )
-            members.append(Member(instance, slots_count, Breaker(Random(7))))
-        pool = GenerationPool(
-            members, OPTIONS, queue_size=queue_size, queue_timeout_seconds=queue_timeout_seconds
+            ),
+            random=Random(7),
         )
         self.opened.append(pool)
         return pool
@@ -153,6 +154,19 @@ async def test_who_waits_longest_is_served_first(doubles: list[OllamaDouble], po
 
     await asyncio.gather(*(ask_as(number) for number in range(5)))
     assert order == [0, 1, 2, 3, 4]
+
+
+async def test_who_waits_is_told_the_place_in_line(
+    doubles: list[OllamaDouble], pools: Pools
+) -> None:
+    pool = pools.open(doubles[:1], (1,))
+    doubles[0].set(answer="a b c", token_seconds=0.1)
+    first = asyncio.create_task(ask(pool))
+    await asyncio.sleep(0.05)
+    places = [event async for event in pool.stream(QUESTION, OPTIONS) if isinstance(event, Queued)]
+    await first
+    assert [place.position for place in places] == [1]
+    assert places[0].wait_seconds > 0
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,7 @@ from app.answering.words import content_terms
 from app.config import Settings
 from app.embedding.query import QueryEmbedder
 from app.errors import GenerationUnavailable, InvalidInput
-from app.llm.base import ChatModel, Completion
-from app.llm.base import TextDelta as GeneratedText
+from app.llm.base import ChatModel, Completion, GenerationEvent, Queued
 from app.llm.registry import generation_options
 from app.search.base import Hit, Searcher, SearchRequest, SearchResult
 from app.telemetry import ANSWERS, stage
@@ -48,7 +47,7 @@ REFUSAL_SECONDS = 0.25
 """How long the sources are held back for a model that refuses at once: such a refusal can still
 be a reply of its own, with a status, instead of the end of a reply that had begun."""
 
-Generated = AsyncGenerator[GeneratedText | Completion]
+Generated = AsyncGenerator[GenerationEvent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ class GroundedAnswerer:
                 aclosing(_after_sources(hits, generated)) as events,
             ):
                 async for event in events:
-                    if isinstance(event, SourcesFound):
+                    if isinstance(event, SourcesFound | Queued):
                         yield event
                         continue
                     if isinstance(event, Completion):
@@ -242,7 +241,7 @@ def _cache(result: SearchResult) -> dict[str, str]:
 
 async def _after_sources(
     hits: Sequence[Hit], generated: Generated
-) -> AsyncGenerator[SourcesFound | GeneratedText | Completion]:
+) -> AsyncGenerator[SourcesFound | GenerationEvent]:
     """The sources, then what the model says; only the error when the model refuses at once."""
     upcoming = asyncio.ensure_future(anext(generated))
     try:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from app.access import Caller
-from app.llm.base import Message
+from app.llm.base import Message, Queued
 from app.search.base import Hit
 
 AnswerMode = Literal["generated", "extractive", "declined"]
@@ -97,12 +97,14 @@ class Finished:
     answer: Answer
 
 
-AnswerEvent = SourcesFound | TextDelta | CitationFound | Finished
+AnswerEvent = SourcesFound | Queued | TextDelta | CitationFound | Finished
 
 
 class Answerer(Protocol):
     def answer(self, caller: Caller, question: Question) -> AsyncGenerator[AnswerEvent]:
         """Events in order: sources, text and citations, then exactly one Finished.
+
+        Between sources and text may stand Queued, as often as the place in line changes.
 
         Raises what search raises, InvalidInput for a model that is not there,
         GenerationUnavailable before the first text and GenerationInterrupted after it. Closing

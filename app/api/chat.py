@@ -32,6 +32,7 @@ from app.api.schemas import (
     FeedbackBody,
     FeedbackReply,
     MessageInfo,
+    QueueEvent,
     SentenceInfo,
     SourcesEvent,
     TokenEvent,
@@ -41,13 +42,14 @@ from app.api.search import check_query, hit_info
 from app.config import Settings
 from app.conversations.memory import Memory, OpenConversation, bounded_history
 from app.dependencies import AnswererDep, CallerDep, MemoryDep, SettingsDep
-from app.llm.base import Message
+from app.llm.base import Message, Queued
 
 router = APIRouter(route_class=BodyRoute, tags=["chat"], responses=DOCUMENTED)
 
 STREAM_DOCUMENTATION = (
-    "The answer; with `stream` server-sent events: `sources` (the passages), `token` (text), "
-    "`citation`, then `done` (the whole reply). `error` (a problem) is the last event if it comes."
+    "The answer; with `stream` server-sent events: `sources` (the passages), `queue` (the place in "
+    "line, when every model server is busy), `token` (text), `citation`, then `done` (the whole "
+    "reply). `error` (a problem) is the last event if it comes."
 )
 
 
@@ -74,6 +76,11 @@ class Exchange:
                 match one:
                     case SourcesFound():
                         yield event("sources", SourcesEvent(hits=[*map(hit_info, one.hits)]))
+                    case Queued():
+                        place = QueueEvent(
+                            position=one.position, wait_ms=round(one.wait_seconds * 1000)
+                        )
+                        yield event("queue", place)
                     case TextDelta():
                         yield event("token", TokenEvent(text=one.text))
                     case CitationFound():

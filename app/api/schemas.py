@@ -322,6 +322,13 @@ class SourcesEvent(BaseModel):
     hits: list[HitInfo]
 
 
+class QueueEvent(BaseModel):
+    """Every model server is busy: the place in line, from 1, and the wait that is expected."""
+
+    position: int
+    wait_ms: Milliseconds
+
+
 class TokenEvent(BaseModel):
     text: str
 

@@ -4,6 +4,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+Lane = Literal["interactive", "batch"]
+"""Somebody waits for it, or nobody does: interactive requests go before batch ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -22,19 +25,74 @@ class GenerationOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """How a request stands in line.
+
+    `wait_seconds` is the longest that it may wait for a server, None for the service's own limit.
+    `owner` is whom limits are counted for, such as the id of an API key; empty for nobody.
+    """
+
+    lane: Lane = "interactive"
+    wait_seconds: float | None = None
+    owner: str = ""
+
+
+UNHURRIED = Admission()
+"""How a request stands in line that says nothing about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Every server is busy: `position` in the line, from 1, and the wait that is expected.
+
+    May come any number of times before the first text, and never after it.
+    """
+
+    position: int
+    wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     text: str
 
 
 @dataclass(frozen=True, slots=True)
+class Durations:
+    """What the server says of its own work; zero where it says nothing.
+
+    `total_seconds` less the others is what the request waited inside the server, unseen.
+    """
+
+    total_seconds: float = 0.0
+    load_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    completion_seconds: float = 0.0
+
+    @property
+    def hidden_wait_seconds(self) -> float:
+        worked = self.load_seconds + self.prompt_seconds + self.completion_seconds
+        return max(0.0, self.total_seconds - worked)
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """The last event of every complete stream."""
+    """The last event of every complete stream.
+
+    `prompt_tokens` includes `cached_tokens`: those that the server had read before, as far as it
+    says so or its speed shows it.
+    """
 
     model: str
     reason: str
     prompt_tokens: int
     completion_tokens: int
     instance: str = ""
+    cached_tokens: int = 0
+    durations: Durations = Durations()
+
+
+GenerationEvent = Queued | TextDelta | Completion
 
 
 class ChatModel(Protocol):
@@ -42,12 +100,15 @@ class ChatModel(Protocol):
     def name(self) -> str: ...
 
     def stream(
-        self, messages: Sequence[Message], options: GenerationOptions
-    ) -> AsyncGenerator[TextDelta | Completion]:
-        """Text as it comes, then exactly one Completion.
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        admission: Admission = UNHURRIED,
+    ) -> AsyncGenerator[GenerationEvent]:
+        """Where it stands in line if it must wait, text as it comes, then exactly one Completion.
 
-        Raises GenerationUnavailable before the first text, GenerationInterrupted after it.
-        Closing the iterator ends the request upstream.
+        Raises GenerationUnavailable or Overloaded before the first text, GenerationInterrupted
+        after it. Closing the iterator ends the request upstream.
         """
         ...
 

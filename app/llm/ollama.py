@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Literal, cast
@@ -17,7 +17,14 @@ from typing import Any, Literal, cast
 import httpx
 
 from app.errors import GenerationInterrupted, GenerationUnavailable
-from app.llm.base import Completion, GenerationOptions, InstanceHealth, Message, TextDelta
+from app.llm.base import (
+    Completion,
+    Durations,
+    GenerationOptions,
+    InstanceHealth,
+    Message,
+    TextDelta,
+)
 
 Cause = Literal[
     "unreachable", "silent", "stalled", "cut", "failed", "garbage", "missing", "refused"
@@ -29,6 +36,7 @@ HEALTH_TIMEOUT_SECONDS = 1.0
 MAX_LINE_BYTES = 1024 * 1024
 MAX_CHARS_PER_TOKEN = 64
 MAX_ERROR_CHARS = 300
+NANOSECONDS = 1_000_000_000
 
 
 class InstanceFailed(GenerationUnavailable):
@@ -47,24 +55,21 @@ class InstanceBroke(GenerationInterrupted):
         self.cause: Cause = cause
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a server may be silent: before the first token, and between two."""
+
+    first_token_seconds: float
+    stall_seconds: float
+
+
 class OllamaInstance:
-    """A ChatModel on one server.
+    """One server with any number of models.
 
     `address` is the server's URL without credentials: the name under which people see it.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        connect_timeout_seconds: float,
-        first_token_timeout_seconds: float,
-        stall_timeout_seconds: float,
-    ) -> None:
-        self._model = model
-        self._first_token_timeout_seconds = first_token_timeout_seconds
-        self._stall_timeout_seconds = stall_timeout_seconds
+    def __init__(self, url: str, *, connect_timeout_seconds: float) -> None:
         self.address = _without_credentials(url)
         # Reading has no timeout here, because the deadlines below count tokens, not bytes.
         # A proxy meant for the internet must not stand before a server of one's own.
@@ -75,12 +80,12 @@ class OllamaInstance:
             trust_env=False,
         )
 
-    @property
-    def name(self) -> str:
-        return self._model
-
     async def stream(
-        self, messages: Sequence[Message], options: GenerationOptions
+        self,
+        model: str,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        patience: Patience,
     ) -> AsyncGenerator[TextDelta | Completion]:
         """Text as it comes, then one Completion; see ChatModel.
 
@@ -89,7 +94,7 @@ class OllamaInstance:
         """
         has_text = False
         try:
-            async with aclosing(self._events(messages, options)) as events:
+            async with aclosing(self._events(model, messages, options, patience)) as events:
                 async for event in events:
                     yield event
                     has_text = True
@@ -98,22 +103,25 @@ class OllamaInstance:
                 raise InstanceBroke(fault.cause, fault.detail) from None
             raise InstanceFailed(fault.cause, fault.detail, hint=fault.hint) from None
 
-    async def is_generating(self, options: GenerationOptions) -> bool:
+    async def is_generating(
+        self, model: str, options: GenerationOptions, patience: Patience
+    ) -> bool:
         """Whether the instance generates: one token is asked for, and must come.
 
         Everything else that Ollama answers, it also answers while generation is wedged. A server
         that says that it lacks the model is not wedged.
         """
         one_token = replace(options, max_tokens=1)
+        asked = self._events(model, [Message("user", "Hello")], one_token, patience)
         try:
-            async with aclosing(self._events([Message("user", "Hello")], one_token)) as events:
+            async with aclosing(asked) as events:
                 async for _ in events:
                     pass
         except _Fault as fault:
             return fault.cause in ("missing", "refused")
         return True
 
-    async def health(self) -> InstanceHealth:
+    async def health(self, model: str) -> InstanceHealth:
         """Whether the server answers and has the model, within a second."""
         started = perf_counter()
         try:
@@ -126,42 +134,46 @@ class OllamaInstance:
         except (ValueError, TypeError, KeyError):
             reason = "the reply is not Ollama's"
             return InstanceHealth(self.address, reachable=False, has_model=False, reason=reason)
-        has_model = _with_tag(self._model) in names
+        has_model = _with_tag(model) in names
         return InstanceHealth(
             self.address,
             reachable=True,
             has_model=has_model,
             latency_ms=(perf_counter() - started) * 1000,
-            reason=None if has_model else f"the model {self._model} is missing",
+            reason=None if has_model else f"the model {model} is missing",
         )
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def _events(
-        self, messages: Sequence[Message], options: GenerationOptions
+        self,
+        model: str,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        patience: Patience,
     ) -> AsyncGenerator[TextDelta | Completion]:
         """Text that is not empty, then one Completion; raises _Fault."""
         request = self._client.build_request(
-            "POST", "/api/chat", json=self._body(messages, options)
+            "POST", "/api/chat", json=_body(model, messages, options)
         )
         chars_left = options.max_tokens * MAX_CHARS_PER_TOKEN
         clock = asyncio.get_running_loop().time
-        deadline = clock() + self._first_token_timeout_seconds
+        deadline = clock() + patience.first_token_seconds
         silence: Cause = "silent"
         response: httpx.Response | None = None
         try:
             async with asyncio.timeout_at(deadline):
                 response = await self._client.send(request, stream=True)
                 if response.status_code != HTTPStatus.OK:
-                    raise self._refusal(response.status_code, await response.aread())
+                    raise _refusal(model, response.status_code, await response.aread())
             async with aclosing(_lines(response)) as lines:
                 while True:
                     async with asyncio.timeout_at(deadline):
                         line = await anext(lines, None)
                     if line is None:
                         raise _Fault("cut", "The model's answer ended before it was complete.")
-                    event = self._event(line)
+                    event = self._event(model, line)
                     if isinstance(event, Completion):
                         yield event
                         return
@@ -171,7 +183,7 @@ class OllamaInstance:
                             raise _Fault("garbage", "The model sent more than it was asked for.")
                         yield event
                     # Set after the reader took the event: its slowness is not the instance's.
-                    deadline = clock() + self._stall_timeout_seconds
+                    deadline = clock() + patience.stall_seconds
                     silence = "stalled"
         except TimeoutError:
             raise _Fault(silence, "The model sent nothing for too long.") from None
@@ -183,33 +195,18 @@ class OllamaInstance:
             if response is not None:
                 await response.aclose()
 
-    def _body(self, messages: Sequence[Message], options: GenerationOptions) -> dict[str, Any]:
-        return {
-            "model": self._model,
-            "messages": [{"role": each.role, "content": each.content} for each in messages],
-            "stream": True,
-            # Thinking would spend the token budget on text that nobody sees.
-            "think": False,
-            # The same from everywhere: another context length would reload the model.
-            "options": {
-                "num_ctx": options.context_tokens,
-                "num_predict": options.max_tokens,
-                "temperature": options.temperature,
-                "seed": options.seed,
-            },
-        }
-
-    def _event(self, line: bytes) -> TextDelta | Completion:
+    def _event(self, model: str, line: bytes) -> TextDelta | Completion:
         event = _json_object(line)
         if "error" in event:
             raise _Fault("failed", f"The model failed: {str(event['error'])[:MAX_ERROR_CHARS]}")
         if event.get("done") is True:
             return Completion(
-                model=str(event.get("model") or self._model),
+                model=str(event.get("model") or model),
                 reason=str(event.get("done_reason") or "stop"),
                 prompt_tokens=_count(event.get("prompt_eval_count")),
                 completion_tokens=_count(event.get("eval_count")),
                 instance=self.address,
+                durations=_durations(event),
             )
         message = event.get("message")
         content = (
@@ -221,20 +218,6 @@ class OllamaInstance:
             raise _garbage()
         return TextDelta(_storable(content))
 
-    def _refusal(self, status: int, body: bytes) -> "_Fault":
-        try:
-            said = str(_json_object(body)["error"])[:MAX_ERROR_CHARS]
-        except (_Fault, KeyError):
-            return _Fault("failed", f"The model server answered with status {status}.")
-        if status == HTTPStatus.NOT_FOUND:
-            return _Fault(
-                "missing",
-                f"The model server does not have the model {self._model}.",
-                hint=f"On the model server run `ollama pull {self._model}`.",
-            )
-        cause: Cause = "refused" if status == HTTPStatus.BAD_REQUEST else "failed"
-        return _Fault(cause, f"The model server answered with status {status}: {said}")
-
 
 class _Fault(Exception):
     """What went wrong, before it is known whether the reader already has some text."""
@@ -244,6 +227,38 @@ class _Fault(Exception):
         self.cause: Cause = cause
         self.detail = detail
         self.hint = hint
+
+
+def _body(model: str, messages: Sequence[Message], options: GenerationOptions) -> dict[str, Any]:
+    return {
+        "model": model,
+        "messages": [{"role": each.role, "content": each.content} for each in messages],
+        "stream": True,
+        # Thinking would spend the token budget on text that nobody sees.
+        "think": False,
+        # The same from everywhere: another context length would reload the model.
+        "options": {
+            "num_ctx": options.context_tokens,
+            "num_predict": options.max_tokens,
+            "temperature": options.temperature,
+            "seed": options.seed,
+        },
+    }
+
+
+def _refusal(model: str, status: int, body: bytes) -> _Fault:
+    try:
+        said = str(_json_object(body)["error"])[:MAX_ERROR_CHARS]
+    except (_Fault, KeyError):
+        return _Fault("failed", f"The model server answered with status {status}.")
+    if status == HTTPStatus.NOT_FOUND:
+        return _Fault(
+            "missing",
+            f"The model server does not have the model {model}.",
+            hint=f"On the model server run `ollama pull {model}`.",
+        )
+    cause: Cause = "refused" if status == HTTPStatus.BAD_REQUEST else "failed"
+    return _Fault(cause, f"The model server answered with status {status}: {said}")
 
 
 def _garbage() -> _Fault:
@@ -283,6 +298,18 @@ def _storable(text: str) -> str:
     if text.isascii():
         return text.replace("\0", "")
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _durations(event: dict[str, Any]) -> Durations:
+    def seconds(name: str) -> float:
+        return _count(event.get(name)) / NANOSECONDS
+
+    return Durations(
+        total_seconds=seconds("total_duration"),
+        load_seconds=seconds("load_duration"),
+        prompt_seconds=seconds("prompt_eval_duration"),
+        completion_seconds=seconds("eval_duration"),
+    )
 
 
 def _count(value: object) -> int:

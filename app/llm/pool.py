@@ -11,18 +11,30 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
+from random import Random
 from time import perf_counter
+from typing import NamedTuple
 
 import structlog
 
 from app.errors import GenerationUnavailable, Overloaded
-from app.llm.base import Completion, GenerationOptions, InstanceHealth, Message, TextDelta
+from app.llm.base import (
+    UNHURRIED,
+    Admission,
+    ChatModel,
+    GenerationEvent,
+    GenerationOptions,
+    InstanceHealth,
+    Message,
+    Queued,
+    TextDelta,
+)
 from app.llm.draining import Drain
 from app.llm.endpoint_health import Breaker
-from app.llm.ollama import InstanceBroke, InstanceFailed, OllamaInstance
+from app.llm.ollama import InstanceBroke, InstanceFailed, OllamaInstance, Patience
 from app.telemetry import (
     DEGRADED,
     EJECTIONS,
@@ -42,13 +54,31 @@ MAX_RETRY_AFTER_SECONDS = 60
 log = structlog.get_logger(__name__)
 
 
+class InstanceAddress(NamedTuple):
+    """A server's URL, and how many requests it works on at once (its OLLAMA_NUM_PARALLEL)."""
+
+    url: str
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """What a request may wait for, and how many may wait."""
+
+    queue_size: int = 64
+    queue_timeout_seconds: float = 30.0
+    connect_timeout_seconds: float = 2.0
+    first_token_timeout_seconds: float = 120.0
+    stall_timeout_seconds: float = 30.0
+
+
 @dataclass(eq=False, slots=True)
 class Member:
     """An instance with what the pool knows of it; times are on the event loop's clock."""
 
     instance: OllamaInstance
     slots: int
-    breaker: Breaker = field(default_factory=Breaker)
+    breaker: Breaker
     in_flight: int = 0
     lacks_model_until: float = 0.0
     next_probe_at: float = 0.0
@@ -65,20 +95,34 @@ class _Waiter:
 
 
 class GenerationPool:
-    """A ChatModel. `options` are those of every request, probes included: others would reload."""
+    """A ChatModel of `model`; `for_model` gives others on the same servers and slots.
+
+    `options` are those of every request, probes included: others would reload the model.
+    """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        addresses: Sequence[InstanceAddress],
+        model: str,
         options: GenerationOptions,
+        limits: PoolLimits,
         *,
-        queue_size: int,
-        queue_timeout_seconds: float,
+        random: Random | None = None,
     ) -> None:
-        self._members = list(members)
+        self._model = model
         self._options = options
-        self._queue_size = queue_size
-        self._queue_timeout_seconds = queue_timeout_seconds
+        self._limits = limits
+        self._patience = Patience(
+            first_token_seconds=limits.first_token_timeout_seconds,
+            stall_seconds=limits.stall_timeout_seconds,
+        )
+        connect_seconds = limits.connect_timeout_seconds
+        self._members = [
+            Member(
+                OllamaInstance(url, connect_timeout_seconds=connect_seconds), slots, Breaker(random)
+            )
+            for url, slots in addresses
+        ]
         self._queue: deque[_Waiter] = deque()
         self._turn = -1
         self._answer_seconds = TYPICAL_ANSWER_SECONDS
@@ -86,19 +130,47 @@ class GenerationPool:
 
     @property
     def name(self) -> str:
-        return self._members[0].instance.name
+        return self._model
 
-    async def stream(
-        self, messages: Sequence[Message], options: GenerationOptions
-    ) -> AsyncGenerator[TextDelta | Completion]:
-        """See ChatModel; raises Overloaded as well, when the queue is full or took too long."""
+    def for_model(self, model: str) -> ChatModel:
+        """Another model on the same servers: it shares their slots and the queue before them."""
+        return _OtherModel(self, model)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        admission: Admission = UNHURRIED,
+    ) -> AsyncGenerator[GenerationEvent]:
+        """See ChatModel; raises Overloaded when the queue is full or took too long."""
+        return self.generate(self._model, messages, options, admission)
+
+    async def generate(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        admission: Admission,
+    ) -> AsyncGenerator[GenerationEvent]:
+        """As `stream`, with any model that the servers have."""
         tried: set[Member] = set()
         while True:
-            member = await self._acquire(tried)
+            asked_at = perf_counter()
+            member = self._choose(tried)
+            if member is None:
+                waiter = self._enqueue(tried)
+                try:
+                    yield Queued(len(self._queue), self._queue_seconds())
+                    member = await self._granted(waiter, admission)
+                except BaseException:
+                    self._give_up(waiter)
+                    raise
+            _observe("queue", asked_at)
             tried.add(member)
             started = perf_counter()
             drain = Drain(
-                member.instance.stream(messages, options), partial(self._settle, member, started)
+                member.instance.stream(model, messages, options, self._patience),
+                partial(self._settle, member, started),
             )
             has_text = False
             try:
@@ -120,7 +192,9 @@ class GenerationPool:
 
     async def health(self) -> list[InstanceHealth]:
         """Every instance, asked in parallel."""
-        known = await asyncio.gather(*(member.instance.health() for member in self._members))
+        known = await asyncio.gather(
+            *(member.instance.health(self._model) for member in self._members)
+        )
         return [
             replace(
                 health,
@@ -142,19 +216,11 @@ class GenerationPool:
 
     # --- the queue -------------------------------------------------------------------------------
 
-    async def _acquire(self, tried: AbstractSet[Member]) -> Member:
-        """A slot for this request, now or when its turn comes; who gets it must settle it."""
-        started = perf_counter()
-        member = self._choose(tried)
-        if member is None:
-            member = await self._wait_in_queue(tried)
-        _observe("queue", started)
-        return member
-
-    async def _wait_in_queue(self, tried: AbstractSet[Member]) -> Member:
+    def _enqueue(self, tried: AbstractSet[Member]) -> _Waiter:
+        """A place at the end of the line; whoever has one ends it with `_granted` or `_give_up`."""
         if not self._usable(tried):
             raise self._unavailable()
-        if len(self._queue) >= self._queue_size:
+        if len(self._queue) >= self._limits.queue_size:
             raise Overloaded(
                 "Every model server is busy and the queue is full.",
                 retry_after_seconds=self._queue_seconds(),
@@ -162,18 +228,21 @@ class GenerationPool:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), tried)
         self._queue.append(waiter)
         GENERATIONS_WAITING.set(len(self._queue))
+        return waiter
+
+    async def _granted(self, waiter: _Waiter, admission: Admission) -> Member:
+        """The slot when its turn comes; who gets it must settle it."""
+        longest_seconds = self._limits.queue_timeout_seconds
+        if admission.wait_seconds is not None:
+            longest_seconds = min(longest_seconds, admission.wait_seconds)
         try:
-            async with asyncio.timeout(self._queue_timeout_seconds):
+            async with asyncio.timeout(longest_seconds):
                 return await waiter.granted
         except TimeoutError:
-            self._give_up(waiter)
             raise Overloaded(
-                f"No model server was free within {self._queue_timeout_seconds:g} seconds.",
+                f"No model server was free within {longest_seconds:g} seconds.",
                 retry_after_seconds=self._queue_seconds(),
             ) from None
-        except asyncio.CancelledError:
-            self._give_up(waiter)
-            raise
 
     def _give_up(self, waiter: _Waiter) -> None:
         """Leave the queue; a slot that was granted in the same moment goes to the next one."""
@@ -279,7 +348,7 @@ class GenerationPool:
                 continue
             self._take(member)
             try:
-                if await member.instance.is_generating(self._options):
+                if await member.instance.is_generating(self._model, self._options, self._patience):
                     member.breaker.close()
                     log.info("instance_readmitted", instance=member.instance.address)
             finally:
@@ -304,6 +373,26 @@ class GenerationPool:
             hint=last.hint if last else None,
             retry_after_seconds=max(1, wait_seconds),
         )
+
+
+class _OtherModel:
+    """A ChatModel of a pool whose own model is another."""
+
+    def __init__(self, pool: GenerationPool, model: str) -> None:
+        self._pool = pool
+        self._model = model
+
+    @property
+    def name(self) -> str:
+        return self._model
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        admission: Admission = UNHURRIED,
+    ) -> AsyncGenerator[GenerationEvent]:
+        return self._pool.generate(self._model, messages, options, admission)
 
 
 def _observe(name: str, started: float) -> None:

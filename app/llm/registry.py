@@ -7,8 +7,7 @@ import httpx
 from app.config import Settings
 from app.errors import StartupError
 from app.llm.base import GenerationOptions
-from app.llm.ollama import OllamaInstance
-from app.llm.pool import GenerationPool, Member
+from app.llm.pool import GenerationPool, InstanceAddress, PoolLimits
 
 DEFAULT_SLOTS = 1
 """What Ollama itself does by default (OLLAMA_NUM_PARALLEL), and no API of it tells."""
@@ -22,25 +21,18 @@ def open_chat_model(settings: Settings) -> GenerationPool | None:
     if not settings.ollama_urls:
         return None
     addresses = [parse_instance(given) for given in settings.ollama_urls]
-    _refuse_repeated([url for url, _ in addresses])
-    members = [
-        Member(
-            OllamaInstance(
-                url,
-                settings.model,
-                connect_timeout_seconds=settings.generation_connect_timeout_seconds,
-                first_token_timeout_seconds=settings.generation_first_token_timeout_seconds,
-                stall_timeout_seconds=settings.generation_stall_timeout_seconds,
-            ),
-            slots,
-        )
-        for url, slots in addresses
-    ]
+    _refuse_repeated([one.url for one in addresses])
     return GenerationPool(
-        members,
+        addresses,
+        settings.model,
         generation_options(settings),
-        queue_size=settings.generation_queue_size,
-        queue_timeout_seconds=settings.generation_queue_timeout_seconds,
+        PoolLimits(
+            queue_size=settings.generation_queue_size,
+            queue_timeout_seconds=settings.generation_queue_timeout_seconds,
+            connect_timeout_seconds=settings.generation_connect_timeout_seconds,
+            first_token_timeout_seconds=settings.generation_first_token_timeout_seconds,
+            stall_timeout_seconds=settings.generation_stall_timeout_seconds,
+        ),
     )
 
 
@@ -52,7 +44,7 @@ def generation_options(settings: Settings) -> GenerationOptions:
     )
 
 
-def parse_instance(given: str) -> tuple[str, int]:
+def parse_instance(given: str) -> InstanceAddress:
     """URL and slots from `url#slots=4`; raises StartupError that says what is wrong."""
     address, _, fragment = given.partition("#")
     slots = DEFAULT_SLOTS
@@ -67,7 +59,7 @@ def parse_instance(given: str) -> tuple[str, int]:
         raise _refused(given, str(error)) from None
     if url.scheme not in ("http", "https") or not url.host:
         raise _refused(given, "it is not an http or https URL")
-    return str(url), slots
+    return InstanceAddress(str(url), slots)
 
 
 def _refuse_repeated(urls: Sequence[str]) -> None:

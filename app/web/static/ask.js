@@ -123,6 +123,8 @@ async function ask(question) {
       if (name === "sources") {
         exchange.hits = data.hits;
         progress.textContent = `Reading ${plural(data.hits.length, "passage")} …`;
+      } else if (name === "queue") {
+        progress.textContent = `Place ${data.position} in line, about ${Math.ceil(data.wait_ms / 1000)} s …`;
       } else if (name === "token") {
         exchange.text += data.text;
         exchange.drawSoon();

@@ -17,6 +17,7 @@ from app.documents.switches import ModelSwitches
 from app.errors import Unauthenticated
 from app.resources import Resources
 from app.search.base import Searcher
+from app.search.reranking import Rerankers
 
 # All of these are coroutines, because FastAPI sends plain functions through a thread.
 
@@ -72,6 +73,10 @@ async def _searcher(resources: ResourcesDep) -> Searcher:
     return resources.searcher
 
 
+async def _rerankers(resources: ResourcesDep) -> Rerankers:
+    return resources.rerankers
+
+
 async def _answerer(resources: ResourcesDep) -> Answerer:
     return resources.answerer
 
@@ -94,5 +99,6 @@ SourcesDep = Annotated[Sources, Depends(_sources)]
 SwitchesDep = Annotated[ModelSwitches, Depends(_switches)]
 OverlookDep = Annotated[Overlook, Depends(_overlook)]
 SearcherDep = Annotated[Searcher, Depends(_searcher)]
+RerankersDep = Annotated[Rerankers, Depends(_rerankers)]
 AnswererDep = Annotated[Answerer, Depends(_answerer)]
 MemoryDep = Annotated[Memory, Depends(_memory)]

@@ -15,6 +15,7 @@ from app.api import (
     models,
     operations,
     problems,
+    rerank,
     search,
     sources,
 )
@@ -74,6 +75,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(sources.router)
     app.include_router(models.router)
     app.include_router(search.router)
+    app.include_router(rerank.router)
     app.include_router(chat.router)
     app.include_router(health.router)
     app.include_router(operations.router)

@@ -39,7 +39,7 @@ STAGE_SECONDS = Histogram(
 DOCUMENTS = Counter("footnote_documents_total", "Documents processed, by outcome", ["outcome"])
 CHUNKS_EMBEDDED = Counter("footnote_chunks_embedded_total", "Chunks that the model embedded")
 CHUNKS_REUSED = Counter("footnote_chunks_reused_total", "Chunks whose vector was already known")
-RERANKS = Counter("footnote_reranks_total", "Searches that a reranker was to order", ["outcome"])
+RERANKS = Counter("footnote_reranks_total", "What rerankers were asked for", ["outcome"])
 ANSWERS = Counter("footnote_answers_total", "Answers, by mode", ["mode"])
 GENERATION_FAILURES = Counter(
     "footnote_generation_failures_total", "Failed generations", ["instance", "phase"]

@@ -76,6 +76,7 @@ DOORS = (
     Door("POST", "/api/models/switches/rollback", "admin"),
     Door("POST", "/api/models/switches/drop", "admin"),
     Door("POST", "/api/search", "read"),
+    Door("POST", "/v1/rerank", "read"),
     Door("POST", "/api/chat", "read", patient=True),
     Door("GET", "/api/conversations/{conversation_id}", "read"),
     Door("DELETE", "/api/conversations/{conversation_id}", "read"),

@@ -129,8 +129,25 @@ class Rerankers:
         RERANKS.labels("done").inc()
         return scored
 
-    def names(self) -> list[str]:
-        return sorted(self._runners)
+    async def score_all(
+        self, name: str, query: str, passages: Sequence[str], timeout_seconds: float
+    ) -> RerankerScores:
+        """As `score`, of any number of passages, with so much time for each portion of them.
+
+        Searches that wait for the same reranker get their turn between two portions.
+        """
+        portions = [
+            passages[first : first + self._candidates]
+            for first in range(0, len(passages), self._candidates)
+        ]
+        scored = [await self.score(name, query, part, timeout_seconds) for part in portions]
+        return np.concatenate([scores for scores, _ in scored])
+
+    def models(self) -> dict[str, str]:
+        """Rerankers by the name that their users know, the service's own first."""
+        others = [name for name in self._runners if name != self.own]
+        first = {self.open(self.own).name: self.own} if self.own else {}
+        return first | {name: name for name in others}
 
     def open(self, name: str) -> Reranker:
         """Load a reranker now; blocks. Raises RerankerUnavailable."""

@@ -16,11 +16,12 @@ from app.answering.base import (
     CitationFound,
     Finished,
     Question,
+    Retrieval,
     SourcesFound,
     TextDelta,
 )
 from app.answering.grounding import Grounding
-from app.answering.prompts import NOT_IN_SOURCES
+from app.answering.prompts import BRIEF_RULES, NOT_IN_SOURCES
 from app.config import Settings
 from app.embedding.query import QueryEmbedder
 from app.errors import (
@@ -422,6 +423,18 @@ async def test_collections_filters_and_limit_reach_the_search(
     assert request.collections == ("default", "more")
     assert request.filters == {"year": 2024}
     assert request.limit == settings.answer_passages
+
+
+async def test_retrieval_and_prompt_of_a_question_reach_search_and_model(
+    generated: GroundedAnswerer, shelf: Shelf, double: OllamaDouble
+) -> None:
+    retrieval = Retrieval(mode="vector", rerank=False, passages_count=2)
+    await ask(generated, Question(ASKED, ("default",), prompt_version="2", retrieval=retrieval))
+    searched = shelf.requests[-1]
+    assert (searched.mode, searched.rerank, searched.limit) == ("vector", False, 2)
+    request = double.stats().last_request
+    assert request is not None
+    assert request["messages"][0]["content"] == BRIEF_RULES
 
 
 async def test_a_model_can_be_chosen_by_name(

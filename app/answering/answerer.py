@@ -26,9 +26,10 @@ from app.answering.prompts import build_prompt, is_declining
 from app.answering.relevance import LEAST_TO_EXTRACT, LEAST_TO_GENERATE, relevance
 from app.answering.words import content_terms
 from app.config import Settings
+from app.costs.prices import Payer
 from app.embedding.query import QueryEmbedder
 from app.errors import GenerationUnavailable, InvalidInput
-from app.llm.base import ChatModel, Completion, GenerationEvent, Queued
+from app.llm.base import Admission, ChatModel, Completion, GenerationEvent, Queued
 from app.llm.registry import generation_options
 from app.search.base import Hit, Searcher, SearchRequest, SearchResult
 from app.telemetry import ANSWERS, stage
@@ -54,9 +55,14 @@ Generated = AsyncGenerator[GenerationEvent]
 class _Found:
     """A question, what was searched for it, and what that found."""
 
+    caller: Caller
     question: Question
     query: str
     result: SearchResult
+
+    @property
+    def payer(self) -> Payer:
+        return Payer(self.caller.tenant_id, self.caller.key_id, self.question.collections)
 
 
 class GroundedAnswerer:
@@ -84,11 +90,13 @@ class GroundedAnswerer:
                 SearchRequest(
                     query=query,
                     collections=question.collections,
-                    limit=self._passages_count,
+                    limit=question.retrieval.passages_count or self._passages_count,
+                    mode=question.retrieval.mode,
+                    rerank=question.retrieval.rerank,
                     filters=question.filters,
                 ),
             )
-        found = _Found(question, query, result)
+        found = _Found(caller, question, query, result)
         least = LEAST_TO_EXTRACT if model is None else LEAST_TO_GENERATE
         if relevance(question.text, query, result) < least:
             events = self._decline(found)
@@ -169,14 +177,22 @@ class GroundedAnswerer:
 
     async def _generate(self, model: ChatModel, found: _Found) -> AsyncGenerator[AnswerEvent]:
         question = found.question
-        prompt = build_prompt(question.text, question.history, found.result.hits, self._options)
+        prompt = build_prompt(
+            question.text,
+            question.history,
+            found.result.hits,
+            self._options,
+            question.prompt_version,
+        )
         hits = found.result.hits[: prompt.sources_count]
         draft = Draft(len(hits))
         grounding = Grounding(question.text, hits, self._embedder_of(found))
         completion: Completion | None = None
         with stage("chat", "generate"):
             async with (
-                aclosing(model.stream(prompt.messages, self._options)) as generated,
+                aclosing(
+                    model.stream(prompt.messages, self._options, Admission(payer=found.payer))
+                ) as generated,
                 aclosing(_after_sources(hits, generated)) as events,
             ):
                 async for event in events:
@@ -217,7 +233,12 @@ class GroundedAnswerer:
             mode="declined" if declines else "generated",
             model=completion.model,
             cache=_cache(found.result),
-            usage=Usage(completion.prompt_tokens, completion.completion_tokens),
+            usage=Usage(
+                prompt_tokens=completion.prompt_tokens,
+                completion_tokens=completion.completion_tokens,
+                cached_tokens=completion.cached_tokens,
+                cost=completion.cost,
+            ),
             notice=notice,
         )
 

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from app.access import Caller
+from app.answering.prompts import PROMPT_VERSION
 from app.llm.base import Message, Queued
 from app.search.base import Hit
 
@@ -13,14 +15,32 @@ AnswerMode = Literal["generated", "extractive", "declined"]
 
 
 @dataclass(frozen=True, slots=True)
+class Retrieval:
+    """How passages for an answer are found; None leaves it to the collections and the settings.
+
+    Keywords alone do not do, because what fits is judged by vectors.
+    """
+
+    mode: Literal["hybrid", "vector"] = "hybrid"
+    rerank: bool | None = None
+    passages_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
-    """`history` holds the earlier turns, oldest first; `text` is the turn to answer."""
+    """`history` holds the earlier turns, oldest first; `text` is the turn to answer.
+
+    `prompt_version` is one of `PROMPTS`. What an answer depends on beside its evidence stands here
+    and in the options of the model.
+    """
 
     text: str
     collections: tuple[str, ...]
     history: tuple[Message, ...] = ()
     model: str = "auto"
     filters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    prompt_version: str = PROMPT_VERSION
+    retrieval: Retrieval = Retrieval()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +73,12 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """`cached_tokens` are those of the prompt that the model's server had read before."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)

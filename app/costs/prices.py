@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
+from uuid import UUID
 
 DECIMALS = Decimal("1e-12")
 """What a price is rounded to: a token at 0.001 per million is still a whole number of these."""
@@ -54,3 +55,12 @@ class Price:
 
 
 FREE = Price()
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """Who a generation is booked to; `collections` are those that the question was put to."""
+
+    tenant_id: int
+    key_id: UUID | None
+    collections: tuple[str, ...]

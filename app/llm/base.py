@@ -2,7 +2,10 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, Protocol
+
+from app.costs.prices import Payer
 
 Lane = Literal["interactive", "batch"]
 """Somebody waits for it, or nobody does: interactive requests go before batch ones."""
@@ -26,15 +29,17 @@ class GenerationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How a request stands in line.
+    """How a request stands in line, and who pays for it.
 
     `wait_seconds` is the longest that it may wait for a server, None for the service's own limit.
-    `owner` is whom limits are counted for, such as the id of an API key; empty for nobody.
+    `owner` is whom limits are counted for, such as the id of an API key; empty for nobody. What
+    costs money is refused without a `payer`.
     """
 
     lane: Lane = "interactive"
     wait_seconds: float | None = None
     owner: str = ""
+    payer: Payer | None = None
 
 
 UNHURRIED = Admission()
@@ -80,7 +85,7 @@ class Completion:
     """The last event of every complete stream.
 
     `prompt_tokens` includes `cached_tokens`: those that the server had read before, as far as it
-    says so or its speed shows it.
+    says so or its speed shows it. `cost` is added by whoever meters the model.
     """
 
     model: str
@@ -90,6 +95,7 @@ class Completion:
     instance: str = ""
     cached_tokens: int = 0
     durations: Durations = Durations()
+    cost: Decimal = Decimal(0)
 
 
 GenerationEvent = Queued | TextDelta | Completion

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.access import KeyRing
 from app.answering.answerer import GroundedAnswerer
 from app.answering.base import Answerer
+from app.answering.writing import GroundedWriter
 from app.config import Settings
 from app.conversations.memory import Memory
 from app.db.row_security import check_reader
@@ -29,9 +30,10 @@ from app.documents.overview import Overlook
 from app.documents.queue import Queue
 from app.documents.sources import Sources
 from app.documents.switches import ModelSwitches
+from app.embedding.base import QueryEmbedding
 from app.embedding.loading import open_embedder, usable_cores
 from app.embedding.model_folder import location_of
-from app.embedding.query import QueryEmbedder
+from app.embedding.query import serve_queries
 from app.embedding.query_models import QueryModels
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
 from app.jobs import Jobs
@@ -112,7 +114,7 @@ class Resources:
     queue: Queue
     sources: Sources
     overlook: Overlook
-    query_embedder: QueryEmbedder
+    query_embedder: QueryEmbedding
     models: QueryModels
     rerankers: Rerankers
     searcher: Searcher
@@ -167,6 +169,7 @@ async def open_resources(
         snapshots = Snapshots(settings, database_url)
         stack.push_async_callback(snapshots.close)
         searcher = HybridSearcher(snapshots, models, rerankers)
+        writer = GroundedWriter(query_embedder)
 
         yield Resources(
             settings=settings,
@@ -196,7 +199,7 @@ async def open_resources(
             rerankers=rerankers,
             searcher=searcher,
             chat_model=chat_model,
-            answerer=GroundedAnswerer(searcher, query_embedder, chat_model, settings),
+            answerer=GroundedAnswerer(searcher, writer, chat_model, settings),
             memory=Memory(
                 sessions,
                 history_turns=settings.history_turns,
@@ -257,7 +260,7 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
         await asyncio.wait({task}, timeout=CANCELLED_AGAIN_SECONDS)
 
 
-async def _open_query_embedder(settings: Settings) -> QueryEmbedder:
+async def _open_query_embedder(settings: Settings) -> QueryEmbedding:
     threads = settings.embedding_threads
     try:
         embedder = await asyncio.to_thread(
@@ -265,4 +268,4 @@ async def _open_query_embedder(settings: Settings) -> QueryEmbedder:
         )
     except FootnoteError as error:
         raise StartupError(error.detail, hint=error.hint) from error
-    return QueryEmbedder(embedder, threads=threads, waiters=settings.embedding_waiters)
+    return serve_queries(settings, embedder)

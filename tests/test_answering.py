@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.access import LOCAL_OWNER
-from app.answering.answerer import DECLINED, NO_MODEL, GroundedAnswerer
+from app.answering.answerer import NO_MODEL, GroundedAnswerer
 from app.answering.base import (
     Answer,
     AnswerEvent,
@@ -22,6 +22,7 @@ from app.answering.base import (
 )
 from app.answering.grounding import Grounding
 from app.answering.prompts import BRIEF_RULES, NOT_IN_SOURCES
+from app.answering.writing import DECLINED, GroundedWriter
 from app.config import Settings
 from app.embedding.query import QueryEmbedder
 from app.errors import (
@@ -81,7 +82,7 @@ def shelf(query_embedder: QueryEmbedder) -> Shelf:
 
 @pytest.fixture
 def extractive(shelf: Shelf, settings: Settings) -> GroundedAnswerer:
-    return GroundedAnswerer(shelf, shelf.embedder, None, settings)
+    return GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), None, settings)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ async def pool(double: OllamaDouble, settings: Settings) -> AsyncIterator[Genera
 
 @pytest.fixture
 def generated(shelf: Shelf, pool: GenerationPool, settings: Settings) -> GroundedAnswerer:
-    return GroundedAnswerer(shelf, shelf.embedder, pool, settings)
+    return GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), pool, settings)
 
 
 async def events_of(answerer: GroundedAnswerer, question: Question | str) -> list[AnswerEvent]:
@@ -187,7 +188,7 @@ async def test_a_question_that_the_documents_do_not_hold_is_declined(
 
 
 async def test_nothing_found_is_declined(query_embedder: QueryEmbedder, settings: Settings) -> None:
-    empty = GroundedAnswerer(Shelf(query_embedder), query_embedder, None, settings)
+    empty = GroundedAnswerer(Shelf(query_embedder), GroundedWriter(query_embedder), None, settings)
     assert (await ask(empty, ASKED)).mode == "declined"
 
 
@@ -272,7 +273,7 @@ async def test_an_answer_cut_at_the_token_limit_says_so(
 ) -> None:
     short = settings.model_copy(update={"generation_max_tokens": 5})
     double.set(answer="The team lead must approve business travel before it is booked [1].")
-    answer = await ask(GroundedAnswerer(shelf, shelf.embedder, pool, short), ASKED)
+    answer = await ask(GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), pool, short), ASKED)
     assert answer.text == "The team lead must approve"
     assert answer.notice is not None
     assert "5 tokens" in answer.notice

@@ -8,11 +8,11 @@ from random import Random
 import pytest
 
 from app.errors import GenerationInterrupted, GenerationUnavailable, Overloaded
-from app.llm import endpoint_health
+from app.llm import digests, endpoint_health
 from app.llm.base import Completion, Queued, TextDelta
 from app.llm.endpoint_health import FIRST_REST_SECONDS, MAX_REST_SECONDS, Breaker
 from app.llm.pool import GenerationPool, InstanceAddress, PoolLimits
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import Behaviour, OllamaDouble, running_ollama
 from tests.test_ollama import MODEL, OPTIONS, QUESTION, eventually
 
 
@@ -404,3 +404,29 @@ def test_a_success_between_faults_keeps_the_breaker_closed() -> None:
         assert not breaker.record_fault()
         breaker.record_success()
     assert not breaker.is_open
+
+
+async def test_the_digest_is_that_of_the_weights_and_follows_a_pull(
+    doubles: list[OllamaDouble], pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "FRESH_SECONDS", 0.0)
+    pool = pools.open(doubles[:2])
+    before = await pool.digest()
+    assert before == Behaviour().digest
+    assert await pool.for_model(MODEL).digest() == before
+    doubles[1].set(digest="ab" * 32)
+    await eventually_digest(pool, "+".join(sorted([before, "ab" * 32])))
+    doubles[0].set(digest="ab" * 32)
+    await eventually_digest(pool, "ab" * 32)
+
+
+async def test_the_digest_is_not_known_while_nobody_has_the_model(
+    doubles: list[OllamaDouble], pools: Pools
+) -> None:
+    assert await pools.open(doubles[:1], model="other:1b").digest() is None
+
+
+async def eventually_digest(pool: GenerationPool, expected: str) -> None:
+    async with asyncio.timeout(5):
+        while await pool.digest() != expected:
+            await asyncio.sleep(0.01)

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from app.access import Caller
 from app.answering.prompts import PROMPT_VERSION
-from app.llm.base import Message, Queued
-from app.search.base import Hit
+from app.llm.base import ChatModel, GenerationOptions, Message, Queued
+from app.search.base import Hit, SearchResult
 
 AnswerMode = Literal["generated", "extractive", "declined"]
 
@@ -85,7 +85,8 @@ class Usage:
 class Answer:
     """`grounded` is true when every sentence is supported by a source that it cites.
 
-    `notice` says in words what was degraded, for example that no model is configured.
+    `notice` says in words what was degraded, for example that no model is configured. An answer
+    that was cut off is not complete. `saved` is what an answer that was known before had cost.
     """
 
     text: str
@@ -97,6 +98,8 @@ class Answer:
     cache: Mapping[str, str]
     usage: Usage = Usage()
     notice: str | None = None
+    is_complete: bool = True
+    saved: Usage = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +137,31 @@ class Answerer(Protocol):
         GenerationUnavailable before the first text and GenerationInterrupted after it. Closing
         the iterator ends the work behind it.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """All that an answer is written from.
+
+    `query` is what was searched for. `model` is None where the passages' own sentences answer;
+    `notice` goes with the answer.
+    """
+
+    question: Question
+    query: str
+    result: SearchResult
+    model: ChatModel | None
+    options: GenerationOptions
+    notice: str | None = None
+
+
+class Writer(Protocol):
+    @property
+    def version(self) -> str:
+        """Changes whenever the same prompt and passages may give another answer than before."""
+        ...
+
+    def write(self, caller: Caller, brief: Brief) -> AsyncGenerator[AnswerEvent]:
+        """Events as Answerer.answer gives them; raises what comes of models there."""
         ...

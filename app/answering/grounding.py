@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 from app.answering.base import Citation, Sentence
 from app.answering.citations import Claim
 from app.answering.evidence import CERTAIN_COVERAGE, Evidence, Match, Statement, is_supported
-from app.embedding.query import QueryEmbedder
+from app.embedding.base import QueryEmbedding
 from app.errors import Unavailable
 from app.search.base import Hit
 from app.telemetry import stage
+
+GROUNDING_VERSION = "1"
+"""Changes with whatever decides which sentences are supported, and which places they cite."""
 
 Vector = NDArray[np.float32]
 
@@ -22,7 +25,7 @@ class Grounding:
     Markers are places in `hits`, counted from 1.
     """
 
-    def __init__(self, question: str, hits: Sequence[Hit], embedder: QueryEmbedder) -> None:
+    def __init__(self, question: str, hits: Sequence[Hit], embedder: QueryEmbedding) -> None:
         self._question = Statement(question)
         self._hits = hits
         self._embedder = embedder

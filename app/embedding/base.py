@@ -90,3 +90,25 @@ class ReadsTokens(Protocol):
 
 class TokenEmbedder(Embedder, ReadsTokens, Protocol):
     """An embedder that tells of tokens too: every one that this package opens."""
+
+
+class QueryEmbedding(Protocol):
+    """An embedder for the event loop: it never computes there, and is bounded."""
+
+    @property
+    def embedder(self) -> Embedder: ...
+
+    async def embed(self, texts: Sequence[str], kind: TextKind) -> Vectors:
+        """Unit vectors: float32, shape (len(texts), dimensions), in input order.
+
+        Raises Overloaded when too many calls wait, and what the embedder raises.
+        """
+        ...
+
+    async def tokens(self, query: str) -> TokenVectors | None:
+        """What the model made of each token of the query; None where it tells nothing of them."""
+        ...
+
+    def close(self) -> None:
+        """Refuse what waits, finish what runs, and release the threads."""
+        ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.config import Settings
 from app.embedding.base import Embedder, ReadsTokens, TextKind, TokenVectors, Vectors
 from app.errors import EmbeddingUnavailable, Overloaded
 
@@ -147,6 +148,12 @@ class QueryEmbedder:
                 request.vectors.set_exception(error)
             start = end
         self._start_idle_threads()
+
+
+def serve_queries(settings: Settings, embedder: Embedder) -> QueryEmbedder:
+    return QueryEmbedder(
+        embedder, threads=settings.embedding_threads, waiters=settings.embedding_waiters
+    )
 
 
 def _closing() -> EmbeddingUnavailable:

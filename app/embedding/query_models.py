@@ -18,11 +18,11 @@ import structlog
 
 from app.config import Settings
 from app.db.vectors import StoredModel
-from app.embedding.base import Vectors
+from app.embedding.base import Embedder, QueryEmbedding, Vectors
 from app.embedding.known import ModelMissing, find_known
 from app.embedding.loading import open_model, usable_cores
 from app.embedding.model_folder import ModelIdentity, identify
-from app.embedding.query import QueryEmbedder
+from app.embedding.query import serve_queries
 from app.errors import EmbeddingUnavailable, FootnoteError
 
 LOADING_PATIENCE_SECONDS = 5.0
@@ -36,6 +36,8 @@ GUESSES_KEPT = 10_000
 log = structlog.get_logger(__name__)
 
 FindModel = Callable[[int], Awaitable[StoredModel]]
+Serve = Callable[[Embedder], QueryEmbedding]
+"""Puts a loaded model behind the event loop."""
 
 
 class QueryModels:
@@ -44,17 +46,24 @@ class QueryModels:
     Of the others the `embedding_models_loaded` used last stay. Belongs to one event loop.
     """
 
-    def __init__(self, settings: Settings, default: QueryEmbedder, find_model: FindModel) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        default: QueryEmbedding,
+        find_model: FindModel,
+        serve: Serve | None = None,
+    ) -> None:
         self.default = default
         self._settings = settings
+        self._serve = serve or partial(serve_queries, settings)
         self._find_model = find_model
-        self._loaded: OrderedDict[str, QueryEmbedder] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[QueryEmbedder]] = {}
+        self._loaded: OrderedDict[str, QueryEmbedding] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[QueryEmbedding]] = {}
         self._failed: dict[str, tuple[float, FootnoteError]] = {}
         self._found_here: set[str] = set()
         self._guesses: OrderedDict[Hashable, str] = OrderedDict()
 
-    async def get(self, model_id: int, digest: str) -> QueryEmbedder:
+    async def get(self, model_id: int, digest: str) -> QueryEmbedding:
         """The model, loaded if need be.
 
         Raises ModelMissing when its files are not here, and EmbeddingUnavailable when it cannot
@@ -137,7 +146,7 @@ class QueryModels:
         for embedder in (self.default, *self._loaded.values()):
             embedder.close()
 
-    def _ready(self, digest: str) -> QueryEmbedder | None:
+    def _ready(self, digest: str) -> QueryEmbedding | None:
         if digest == self.default.embedder.digest:
             return self.default
         if (embedder := self._loaded.get(digest)) is not None:
@@ -145,27 +154,27 @@ class QueryModels:
         return embedder
 
     def _load(
-        self, digest: str, load: Callable[[], Coroutine[Any, Any, QueryEmbedder]]
-    ) -> "asyncio.Task[QueryEmbedder]":
+        self, digest: str, load: Callable[[], Coroutine[Any, Any, QueryEmbedding]]
+    ) -> "asyncio.Task[QueryEmbedding]":
         task = self._loading[digest] = asyncio.create_task(load())
         task.add_done_callback(lambda done: self._note(digest, done))
         return task
 
     async def _open_stored(
         self, digest: str, find: Callable[[], Awaitable[StoredModel]]
-    ) -> QueryEmbedder:
+    ) -> QueryEmbedding:
         model = await find()
         if model.digest != digest:
             raise ModelMissing(f"The embedding model {model.name} was registered anew just now.")
         return await asyncio.to_thread(lambda: self._open(find_known(model)))
 
-    def _open(self, model: ModelIdentity) -> QueryEmbedder:
+    def _open(self, model: ModelIdentity) -> QueryEmbedding:
         threads = self._settings.embedding_threads
         embedder = open_model(self._settings, model, threads=max(1, usable_cores() // threads))
         log.info("embedding_model_loaded", model=model.name)
-        return QueryEmbedder(embedder, threads=threads, waiters=self._settings.embedding_waiters)
+        return self._serve(embedder)
 
-    def _note(self, digest: str, done: "asyncio.Task[QueryEmbedder]") -> None:
+    def _note(self, digest: str, done: "asyncio.Task[QueryEmbedding]") -> None:
         del self._loading[digest]
         if done.cancelled():
             return
@@ -197,7 +206,7 @@ class Question:
         self._text = text
         self._place = place
 
-    def begin(self, guessed: QueryEmbedder) -> None:
+    def begin(self, guessed: QueryEmbedding) -> None:
         self._digest = guessed.embedder.digest
         self._task = asyncio.create_task(self._embed(guessed))
 
@@ -209,10 +218,10 @@ class Question:
             self._digest = digest
             self._task = asyncio.create_task(self._embed_by(model_id, digest))
 
-    async def vector(self) -> tuple[Vectors, QueryEmbedder]:
+    async def vector(self) -> tuple[Vectors, QueryEmbedding]:
         """The question's vector, float32, shape (dimensions,), and the model that made it.
 
-        Raises what `QueryModels.get` and `QueryEmbedder.embed` raise.
+        Raises what `QueryModels.get` and `QueryEmbedding.embed` raise.
         """
         return await self._task
 
@@ -222,10 +231,10 @@ class Question:
         elif not self._task.cancelled():
             self._task.exception()  # seen, even when the search failed before it was needed
 
-    async def _embed_by(self, model_id: int, digest: str) -> tuple[Vectors, QueryEmbedder]:
+    async def _embed_by(self, model_id: int, digest: str) -> tuple[Vectors, QueryEmbedding]:
         return await self._embed(await self._models.get(model_id, digest))
 
-    async def _embed(self, embedder: QueryEmbedder) -> tuple[Vectors, QueryEmbedder]:
+    async def _embed(self, embedder: QueryEmbedding) -> tuple[Vectors, QueryEmbedding]:
         return (await embedder.embed([self._text], "query"))[0], embedder
 
 

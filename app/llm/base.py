@@ -105,6 +105,13 @@ class ChatModel(Protocol):
     @property
     def name(self) -> str: ...
 
+    async def digest(self) -> str | None:
+        """What tells the weights that answer now from any others; None while nobody knows.
+
+        A name or a tag does not: it may be given to other weights tomorrow.
+        """
+        ...
+
     def stream(
         self,
         messages: Sequence[Message],

@@ -25,6 +25,7 @@ from app.llm.base import (
     Message,
     TextDelta,
 )
+from app.llm.digests import Digests, with_tag
 
 Cause = Literal[
     "unreachable", "silent", "stalled", "cut", "failed", "garbage", "missing", "refused"
@@ -134,7 +135,7 @@ class OllamaInstance:
         except (ValueError, TypeError, KeyError):
             reason = "the reply is not Ollama's"
             return InstanceHealth(self.address, reachable=False, has_model=False, reason=reason)
-        has_model = _with_tag(model) in names
+        has_model = with_tag(model) in names
         return InstanceHealth(
             self.address,
             reachable=True,
@@ -142,6 +143,17 @@ class OllamaInstance:
             latency_ms=(perf_counter() - started) * 1000,
             reason=None if has_model else f"the model {model} is missing",
         )
+
+    async def digests(self) -> Digests:
+        """Of all models that the server has now; empty where it does not tell within a second."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+                response = await self._client.get("/api/tags")
+            response.raise_for_status()
+            models = response.json()["models"]
+            return {str(each["name"]): str(each["digest"]) for each in models}
+        except (httpx.HTTPError, TimeoutError, ValueError, TypeError, KeyError):
+            return {}
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -314,10 +326,6 @@ def _durations(event: dict[str, Any]) -> Durations:
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
-
-
-def _with_tag(model: str) -> str:
-    return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"
 
 
 def _without_credentials(url: str) -> str:

@@ -32,9 +32,11 @@ from app.llm.base import (
     Queued,
     TextDelta,
 )
+from app.llm.digests import Digests, KnownDigests
 from app.llm.draining import Drain
 from app.llm.endpoint_health import Breaker
 from app.llm.ollama import InstanceBroke, InstanceFailed, OllamaInstance, Patience
+from app.llm.pooled import PooledModel
 from app.telemetry import (
     DEGRADED,
     EJECTIONS,
@@ -127,14 +129,21 @@ class GenerationPool:
         self._turn = -1
         self._answer_seconds = TYPICAL_ANSWER_SECONDS
         self._probes: set[asyncio.Task[None]] = set()
+        self._digests = KnownDigests(self._ask_digests)
 
     @property
     def name(self) -> str:
         return self._model
 
+    async def digest(self) -> str | None:
+        return await self.digest_of(self._model)
+
+    async def digest_of(self, model: str) -> str | None:
+        return await self._digests.get(model)
+
     def for_model(self, model: str) -> ChatModel:
         """Another model on the same servers: it shares their slots and the queue before them."""
-        return _OtherModel(self, model)
+        return PooledModel(self, model)
 
     def stream(
         self,
@@ -211,8 +220,12 @@ class GenerationPool:
         for probe in probes:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
+        await self._digests.close()
         for member in self._members:
             await member.instance.close()
+
+    async def _ask_digests(self) -> list[Digests]:
+        return await asyncio.gather(*(member.instance.digests() for member in self._members))
 
     # --- the queue -------------------------------------------------------------------------------
 
@@ -373,26 +386,6 @@ class GenerationPool:
             hint=last.hint if last else None,
             retry_after_seconds=max(1, wait_seconds),
         )
-
-
-class _OtherModel:
-    """A ChatModel of a pool whose own model is another."""
-
-    def __init__(self, pool: GenerationPool, model: str) -> None:
-        self._pool = pool
-        self._model = model
-
-    @property
-    def name(self) -> str:
-        return self._model
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        admission: Admission = UNHURRIED,
-    ) -> AsyncGenerator[GenerationEvent]:
-        return self._pool.generate(self._model, messages, options, admission)
 
 
 def _observe(name: str, started: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from app.access import Caller
-from app.embedding.query import QueryEmbedder
+from app.embedding.base import QueryEmbedding
 
 Mode = Literal["hybrid", "vector", "keyword"]
 
@@ -72,7 +72,7 @@ class SearchResult:
     """Share (0…1) of the query's IDF mass that occurs in the collections at all."""
     cache: Mapping[str, str] = field(default_factory=lambda: {"embedding": "off", "chunks": "off"})
     explanation: Mapping[str, Any] | None = None
-    embedder: QueryEmbedder | None = None
+    embedder: QueryEmbedding | None = None
     """The model of the query's vector, for texts that are compared with it."""
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from app.access import Caller
 from app.db.collection_settings import RerankerChoice
 from app.db.snapshot import Snapshots
+from app.embedding.base import QueryEmbedding
 from app.embedding.known import ModelMissing
-from app.embedding.query import QueryEmbedder
 from app.embedding.query_models import QueryModels, Question
 from app.errors import InvalidInput
 from app.search.base import SearchRequest, SearchResult
@@ -129,7 +129,7 @@ class HybridSearcher:
 
     async def _vector(
         self, question: Question, scope: Scope
-    ) -> tuple[NDArray[np.float32], QueryEmbedder]:
+    ) -> tuple[NDArray[np.float32], QueryEmbedding]:
         """The query as the scope's own model sees it; raises InvalidInput when that is gone."""
         try:
             return await question.vector()

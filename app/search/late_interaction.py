@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from app.db.snapshot import Snapshot
 from app.db.token_vectors import read_signs
-from app.embedding.base import ReadsTokens
-from app.embedding.query import QueryEmbedder
+from app.embedding.base import QueryEmbedding, ReadsTokens
 from app.embedding.token_signs import SIGNS_VERSION, TokenReader
 from app.search.keyword import inverse_document_frequency
 from app.search.matching import Matches, languages_of, query_terms
@@ -39,7 +38,7 @@ class LateInteraction:
         ranking: Ranking,
         matches: Matches,
         query: str,
-        query_embedder: QueryEmbedder,
+        query_embedder: QueryEmbedding,
     ) -> Ranking:
         """The ranking with the opinion of the query's tokens; as it was where there is none.
 

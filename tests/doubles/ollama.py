@@ -37,6 +37,7 @@ class Behaviour:
     """
 
     model: str = "llama3.1:8b"
+    digest: str = "42182419e950" + "0" * 52
     slots: int = 1
     load_seconds: float = 0.0
     first_token_seconds: float = 0.0
@@ -112,7 +113,8 @@ class Server:
         elif path == "/api/version":
             await send_json(writer, 200, {"version": "0.33.0"})
         elif path == "/api/tags":
-            model = {"name": self.behaviour.model, "model": self.behaviour.model, "size": 1}
+            name, digest = self.behaviour.model, self.behaviour.digest
+            model = {"name": name, "model": name, "size": 1, "digest": digest}
             await send_json(writer, 200, {"models": [model]})
         elif path == "/api/chat" and verb == "POST":
             await self.chat(json.loads(body), writer)

@@ -50,7 +50,9 @@ class GroundedAnswerer:
                 SearchRequest(
                     query=query,
                     collections=question.collections,
-                    limit=self._passages_count,
+                    limit=question.retrieval.passages_count or self._passages_count,
+                    mode=question.retrieval.mode,
+                    rerank=question.retrieval.rerank,
                     filters=question.filters,
                 ),
             )

@@ -105,7 +105,7 @@ async def test_streams_text_then_one_completion(double: OllamaDouble, instance: 
     text, completion = await read(instance)
     assert text == "Hello there, how are you?"
     assert replace(completion, durations=Durations()) == Completion(
-        model=MODEL, reason="stop", prompt_tokens=100, completion_tokens=5, instance=double.url
+        model=MODEL, reason="stop", prompt_tokens=2, completion_tokens=5, instance=double.url
     )
     assert completion.durations.total_seconds > 0
 

@@ -18,7 +18,9 @@ from typing import Any
 
 import httpx
 
-from tests.doubles.ollama.behaviour import Stats
+from tests.doubles.ollama.behaviour import Behaviour, Stats
+
+__all__ = ["Behaviour", "OllamaDouble", "Stats", "running_ollama"]
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,6 +6,7 @@ defaults below. In the YAML files `${VAR}` and `${VAR:-default}` are expanded.
 
 import os
 import re
+from decimal import Decimal
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -161,6 +162,12 @@ class Settings(BaseSettings):
     answer_passages: Annotated[int, Field(ge=1, le=50)] = 8
     history_turns: Annotated[int, Field(ge=0)] = 6
     history_chars: Annotated[int, Field(ge=0)] = 4000
+
+    # costs
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    monthly_budget: Annotated[Decimal, Field(ge=0, lt=10**11)] | None = None
+    reference_prompt_price_per_million: Annotated[Decimal, Field(ge=0, lt=10**6)] = Decimal(0)
+    reference_completion_price_per_million: Annotated[Decimal, Field(ge=0, lt=10**6)] = Decimal(0)
 
     # logging
     log_format: Literal["auto", "console", "json"] = "auto"

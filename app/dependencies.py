@@ -8,6 +8,8 @@ from app.access import Caller
 from app.answering.base import Answerer
 from app.config import Settings
 from app.conversations.memory import Memory
+from app.costs.budgets import Budgets
+from app.costs.reports import CostReports
 from app.documents.duplicates import Duplicates
 from app.documents.library import Library
 from app.documents.overview import Overlook
@@ -85,6 +87,14 @@ async def _memory(resources: ResourcesDep) -> Memory:
     return resources.memory
 
 
+async def _budgets(resources: ResourcesDep) -> Budgets:
+    return resources.budgets
+
+
+async def _cost_reports(resources: ResourcesDep) -> CostReports:
+    return resources.cost_reports
+
+
 CallerDep = Annotated[Caller, Depends(_caller)]
 """Who calls; the doors have already checked the key and its scopes."""
 
@@ -101,4 +111,6 @@ OverlookDep = Annotated[Overlook, Depends(_overlook)]
 SearcherDep = Annotated[Searcher, Depends(_searcher)]
 RerankersDep = Annotated[Rerankers, Depends(_rerankers)]
 AnswererDep = Annotated[Answerer, Depends(_answerer)]
+BudgetsDep = Annotated[Budgets, Depends(_budgets)]
+CostReportsDep = Annotated[CostReports, Depends(_cost_reports)]
 MemoryDep = Annotated[Memory, Depends(_memory)]

@@ -201,6 +201,19 @@ class GenerationUnavailable(Unavailable):
     default_hint = "Check that an Ollama server of FOOTNOTE_OLLAMA_URLS runs and has the model."
 
 
+class BudgetExhausted(GenerationUnavailable):
+    """A model that costs money was refused; one that costs nothing may still answer."""
+
+    status = 402
+    code = "budget_exhausted"
+    title = "The budget of this month is spent"
+    default_hint = "Ask a model that costs nothing, or raise the budget: `footnote costs budget`."
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {}
+
+
 class Overloaded(Unavailable):
     code = "overloaded"
     title = "The service is at its limit"

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from app.api import (
     chat,
     collections,
+    costs,
     documents,
     duplicates,
     health,
@@ -77,6 +78,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(search.router)
     app.include_router(rerank.router)
     app.include_router(chat.router)
+    app.include_router(costs.router)
     app.include_router(health.router)
     app.include_router(operations.router)
     app.include_router(pages.router)

@@ -18,6 +18,10 @@ from app.answering.base import Answerer
 from app.answering.writing import GroundedWriter
 from app.config import Settings
 from app.conversations.memory import Memory
+from app.costs.budgets import Budgets
+from app.costs.ledger import Ledger, Listing
+from app.costs.prices import FREE, Price
+from app.costs.reports import CostReports
 from app.db.row_security import check_reader
 from app.db.schema import check_database
 from app.db.session import WRITERS_IDLE_SECONDS, Sessions, open_engine, open_sessions
@@ -37,6 +41,8 @@ from app.embedding.query import serve_queries
 from app.embedding.query_models import QueryModels
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
 from app.jobs import Jobs
+from app.llm.base import ChatModel
+from app.llm.metering import MeteredModel
 from app.llm.pool import GenerationPool
 from app.llm.registry import open_chat_model
 from app.search.base import Searcher
@@ -120,6 +126,9 @@ class Resources:
     searcher: Searcher
     chat_model: GenerationPool | None
     answerer: Answerer
+    ledger: Ledger
+    budgets: Budgets
+    cost_reports: CostReports
     memory: Memory
     upload_turns: asyncio.Semaphore
 
@@ -170,6 +179,8 @@ async def open_resources(
         stack.push_async_callback(snapshots.close)
         searcher = HybridSearcher(snapshots, models, rerankers)
         writer = GroundedWriter(query_embedder)
+        ledger = open_ledger(settings, engine)
+        stack.push_async_callback(ledger.close)
 
         yield Resources(
             settings=settings,
@@ -199,7 +210,12 @@ async def open_resources(
             rerankers=rerankers,
             searcher=searcher,
             chat_model=chat_model,
-            answerer=GroundedAnswerer(searcher, writer, chat_model, settings),
+            answerer=GroundedAnswerer(
+                searcher, writer, _metered(settings, chat_model, ledger), settings
+            ),
+            ledger=ledger,
+            budgets=Budgets(engine, settings.monthly_budget),
+            cost_reports=CostReports(engine),
             memory=Memory(
                 sessions,
                 history_turns=settings.history_turns,
@@ -207,6 +223,23 @@ async def open_resources(
             ),
             upload_turns=asyncio.Semaphore(UPLOADS_AT_ONCE),
         )
+
+
+def open_ledger(settings: Settings, engine: AsyncEngine) -> Ledger:
+    reference = Price(
+        prompt_per_million=settings.reference_prompt_price_per_million,
+        completion_per_million=settings.reference_completion_price_per_million,
+    )
+    return Ledger(engine, reference=reference, default_limit=settings.monthly_budget)
+
+
+def _metered(
+    settings: Settings, chat_model: GenerationPool | None, ledger: Ledger
+) -> ChatModel | None:
+    if chat_model is None:
+        return None
+    listing = Listing(settings.model, FREE, tier="interactive", provider="ollama", is_local=True)
+    return MeteredModel(chat_model, listing, ledger)
 
 
 def open_redis(settings: Settings) -> Redis | None:

@@ -48,6 +48,13 @@ GENERATIONS_IN_FLIGHT = Gauge(
     "footnote_generations_in_flight", "Requests that a model server is working on", ["instance"]
 )
 GENERATIONS_WAITING = Gauge("footnote_generations_waiting", "Requests waiting for a model server")
+TOKENS = Counter("footnote_tokens_total", "Tokens that models read and wrote", ["model", "kind"])
+COST = Counter("footnote_cost_total", "What generations cost", ["model"])
+SAVED = Counter("footnote_saved_total", "What caches and local models saved", ["by"])
+USAGE_LOST = Counter("footnote_usage_lost_total", "Generations that the ledger does not have")
+BUDGET_ALERTS = Counter(
+    "footnote_budget_alerts_total", "Budgets that reached a percentage; 100: refused", ["percent"]
+)
 EJECTIONS = Counter(
     "footnote_ejections_total", "Model servers taken out of use, by cause", ["instance", "cause"]
 )

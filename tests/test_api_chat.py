@@ -74,7 +74,13 @@ async def test_an_answer_has_all_that_the_contract_names(service: Service) -> No
         {"text": "Ada approves travel.", "markers": [1], "supported": True, "citations": [0]}
     ]
     assert (reply["grounded"], reply["mode"], reply["model"]) == (True, "generated", "scripted")
-    assert reply["usage"] == {"prompt_tokens": 30, "completion_tokens": 6}
+    assert reply["usage"] == {
+        "prompt_tokens": 30,
+        "completion_tokens": 6,
+        "cached_tokens": 0,
+        "cost": "0",
+        "currency": "USD",
+    }
     assert reply["cache"].keys() == {"embedding", "chunks", "answer"}
     assert reply["took_ms"] > 0
 

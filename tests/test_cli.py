@@ -204,6 +204,48 @@ def test_keys(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "everything" in unknown.stderr
 
 
+def test_costs(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOOTNOTE_DATABASE_URL", database_url)
+    assert "Nothing was generated" in run("costs").stdout
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO usage (id, tenant_id, model, tier, provider, collections, mode,"
+            " prompt_tokens, completion_tokens, cached_tokens, took_ms, cost, saved, created_at)"
+            " VALUES (gen_random_uuid(), 1, 'gpt', '', 'openai', '{default}', 'generated',"
+            " 1000, 20, 0, 900, 0.000125, 0, '2026-03-05T12:00Z')"
+        )
+    days = ("--from", "2026-03-01", "--to", "2026-03-31")
+    shown = run("costs", *days, "--by", "day,model").stdout
+    assert "2026-03-05" in shown
+    assert "0.000125 USD for 1 generations" in shown
+    found = printed(run("costs", *days, "--by", "model", "--json"))
+    assert found["rows"][0]["group"] == {"model": "gpt"}
+    assert found["total"]["cost"] == "0.000125"
+    assert (
+        run("costs", *days, "--by", "model", "--csv").stdout.splitlines()[1].startswith("gpt,1,0")
+    )
+    assert printed(run("costs", *days, "--tenant", "default", "--json"))["rows"]
+    for wrong in (
+        ("costs", "--by", "colour"),
+        ("costs", "--from", "yesterday"),
+        ("costs", "--from", "2026-03-02", "--to", "2026-03-01"),
+        ("costs", "--tenant", "nobody"),
+        ("costs", "budget", "much"),
+        ("costs", "budget", "--", "-5"),
+    ):
+        result = run(*wrong)
+        assert (result.exit_code, result.stdout) == (2, ""), wrong
+        assert result.stderr
+
+
+def test_a_budget_by_the_command(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOOTNOTE_DATABASE_URL", database_url)
+    assert "0 of no budget USD spent" in run("costs", "budget").stdout
+    assert printed(run("costs", "budget", "12.50", "--json"))["monthly_limit"] == "12.5"
+    assert "0 of 12.5 USD spent" in run("costs", "budget").stdout
+    assert "no budget" in run("costs", "budget", "none").stdout
+
+
 def test_migrate(server_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     with psycopg.connect(server_url("postgres"), autocommit=True) as admin:
         admin.execute("CREATE DATABASE migrated_by_command")

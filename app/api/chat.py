@@ -61,6 +61,7 @@ class Exchange:
     memory: Memory
     conversation: OpenConversation
     question: str
+    currency: str
     started: float = field(default_factory=perf_counter)
 
     async def reply(self, events: AsyncGenerator[AnswerEvent]) -> ChatReply:
@@ -111,6 +112,9 @@ class Exchange:
             usage=UsageInfo(
                 prompt_tokens=answer.usage.prompt_tokens,
                 completion_tokens=answer.usage.completion_tokens,
+                cached_tokens=answer.usage.cached_tokens,
+                cost=answer.usage.cost,
+                currency=self.currency,
             ),
             took_ms=round((perf_counter() - self.started) * 1000, 1),
         )
@@ -141,7 +145,7 @@ async def chat(
     text, history = _question_and_history(body, settings)
     check_query("question" if body.question else "messages", text, settings)
     conversation = await memory.open(caller, body.conversation_id)
-    exchange = Exchange(caller, memory, conversation, text)
+    exchange = Exchange(caller, memory, conversation, text, settings.currency)
     events = answerer.answer(
         caller,
         Question(

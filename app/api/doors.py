@@ -81,6 +81,8 @@ DOORS = (
     Door("GET", "/api/conversations/{conversation_id}", "read"),
     Door("DELETE", "/api/conversations/{conversation_id}", "read"),
     Door("POST", "/api/feedback", "read"),
+    Door("GET", "/api/costs", "admin"),
+    Door("PUT", "/api/costs/budget", "admin"),
     Door("GET", "/", "visitor"),
     Door("POST", "/", "read", patient=True),
     Door("GET", "/documents/{document_id}", "visitor"),

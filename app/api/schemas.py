@@ -3,11 +3,22 @@
 import math
 from collections.abc import Iterable
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, cast
 from uuid import UUID
 
 from fastapi import UploadFile
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    model_validator,
+)
+
+from app.costs.prices import written_amount
 
 MAX_NAME_CHARS = 100
 MAX_COLLECTIONS = 50
@@ -66,6 +77,11 @@ Filters = Annotated[
         description="Metadata equality, `$in` and ranges (`$gt`, `$gte`, `$lt`, `$lte`).",
         examples=[{"year": {"$gte": 2024}, "team": {"$in": ["sales", "support"]}}],
     ),
+]
+Money = Annotated[
+    Decimal,
+    PlainSerializer(written_amount, return_type=str, when_used="json"),
+    Field(description="An exact amount, as a string.", examples=["0.000125"]),
 ]
 Milliseconds = Annotated[float, Field(ge=0, examples=[12.4])]
 
@@ -291,8 +307,13 @@ class SentenceInfo(BaseModel):
 
 
 class UsageInfo(BaseModel):
+    """`cached_tokens` are part of `prompt_tokens`; `cost` is exact, in `currency`."""
+
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
+    cost: Money
+    currency: str
 
 
 class ChatReply(BaseModel):

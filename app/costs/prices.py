@@ -57,6 +57,12 @@ class Price:
 FREE = Price()
 
 
+def written_amount(amount: Decimal) -> str:
+    """Every digit that says something: `0.000125`, `12`, `0`."""
+    written = f"{amount:f}"
+    return written.rstrip("0").rstrip(".") if "." in written else written
+
+
 @dataclass(frozen=True, slots=True)
 class Payer:
     """Who a generation is booked to; `collections` are those that the question was put to."""

@@ -1,7 +1,8 @@
 """All tables. Procrastinate's own tables belong to it and are not modelled here."""
 
 from app.db.models.access import ApiKey, Tenant
-from app.db.models.conversations import Conversation, ConversationMessage, Feedback, UsageRecord
+from app.db.models.conversations import Conversation, ConversationMessage, Feedback
+from app.db.models.costs import Budget, BudgetAlert, Spending, UsageRecord
 from app.db.models.documents import Blob, Collection, Document, DocumentVersion, IdempotencyKey
 from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting, StoredTokenVectors
 from app.db.models.sources import RegisteredSource
@@ -10,6 +11,8 @@ from app.db.models.switches import ModelSwitch
 __all__ = [
     "ApiKey",
     "Blob",
+    "Budget",
+    "BudgetAlert",
     "Chunk",
     "Collection",
     "Conversation",
@@ -23,6 +26,7 @@ __all__ = [
     "ModelSwitch",
     "Posting",
     "RegisteredSource",
+    "Spending",
     "StoredTokenVectors",
     "Tenant",
     "UsageRecord",

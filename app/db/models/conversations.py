@@ -1,4 +1,4 @@
-"""Conversations, what people thought of the answers, and what the answers cost."""
+"""Conversations, and what people thought of the answers."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -6,11 +6,9 @@ from uuid import UUID, uuid4
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    Float,
     ForeignKey,
     Identity,
     Index,
-    Integer,
     SmallInteger,
     Text,
 )
@@ -60,21 +58,4 @@ class Feedback(Base):
     )
     rating: Mapped[int] = mapped_column(SmallInteger)
     comment: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[CreatedAt]
-
-
-class UsageRecord(Base):
-    """Tokens and cost of one answer; `cost` is in the configured currency."""
-
-    __tablename__ = "usage"
-    __table_args__ = (Index("ix_usage_tenant", "tenant_id", "created_at"),)
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
-    tenant_id: Mapped[int] = mapped_column(ForeignKey("tenants.id"))
-    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))
-    model: Mapped[str] = mapped_column(Text)
-    collection: Mapped[str] = mapped_column(Text)
-    prompt_tokens: Mapped[int] = mapped_column(Integer)
-    completion_tokens: Mapped[int] = mapped_column(Integer)
-    cost: Mapped[float] = mapped_column(Float)
     created_at: Mapped[CreatedAt]

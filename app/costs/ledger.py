@@ -1,0 +1,389 @@
+"""The ledger of generations: what each one took, cost and saved.
+
+What costs money is held back in the tenant's budget before it begins, in one short transaction, so
+that whatever runs at the same time, in however many processes, stays within the budget together.
+Everything else is written behind the answer, by one task with a bounded queue.
+
+When the database is away: a generation that costs money is refused, because its budget cannot be
+asked; a free one goes on. Rows wait in the queue and are written when the database is back. When
+the queue is full they are lost, counted and logged; a priced one then stays at the most that it
+could have cost.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.costs.budgets import note_alerts, note_refusal
+from app.costs.prices import FREE, Payer, Price
+from app.db.models.costs import UsageMode
+from app.db.transactions import in_transaction
+from app.errors import BudgetExhausted, FootnoteError, GenerationUnavailable
+from app.telemetry import COST, SAVED, TOKENS, USAGE_LOST
+
+CAPACITY = 10_000
+"""Rows that may wait: minutes of the busiest service."""
+BATCH = 200
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 10.0
+CLOSE_SECONDS = 5.0
+"""How long rows that wait may still be written when the service stops."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A model as it stands in the ledger. `is_local`: what it generates stays with the operator."""
+
+    model: str
+    price: Price
+    tier: str = ""
+    provider: str = ""
+    is_local: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a generation took; `cached_tokens` are part of `prompt_tokens`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    took_ms: int
+
+
+NOTHING_SPENT = Spent(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the ledger; `id` makes writing it twice the same as once."""
+
+    id: UUID
+    payer: Payer
+    listing: Listing
+    mode: UsageMode
+    spent: Spent
+    cost: Decimal
+    saved: Decimal
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Money held back: `amount` of the payer's budget of this month."""
+
+    id: UUID
+    payer: Payer
+    listing: Listing
+    month: date
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class _Settlement:
+    """The end of a reservation; without an entry it is as if it had never been."""
+
+    reservation: Reservation
+    entry: Entry | None
+
+
+class Ledger:
+    """`reference` is the price that local models are compared with, to say what they save."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        reference: Price,
+        default_limit: Decimal | None = None,
+        capacity: int = CAPACITY,
+    ) -> None:
+        self._engine = engine
+        self._reference = reference
+        self._default_limit = default_limit
+        self._waiting: asyncio.Queue[Entry | _Settlement] = asyncio.Queue(capacity)
+        self._unwritten = 0
+        self._writer = asyncio.create_task(self._write_on())
+
+    async def close(self) -> None:
+        """Write what waits, if that can be done soon."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._waiting.join()
+        self._writer.cancel()
+        await asyncio.wait({self._writer})
+        if self._unwritten:
+            USAGE_LOST.inc(self._unwritten)
+            log.error("usage_lost", rows=self._unwritten, reason="the service stopped")
+
+    async def flush(self) -> None:
+        """Until everything booked so far is written."""
+        await self._waiting.join()
+
+    # --- before a generation ---------------------------------------------------------------------
+
+    async def reserve(self, payer: Payer, listing: Listing, worst: Decimal) -> Reservation:
+        """Hold back the most that a generation may cost.
+
+        Raises BudgetExhausted when that is more than is left of the month's budget, and
+        GenerationUnavailable when the budget cannot be asked.
+        """
+        id_ = uuid4()
+        try:
+            month = await in_transaction(
+                self._engine.begin,
+                lambda connection: _reserve(
+                    connection, id_, payer, listing, worst, self._default_limit
+                ),
+            )
+            if month is None:
+                await in_transaction(
+                    self._engine.begin,
+                    lambda connection: note_refusal(
+                        connection, payer.tenant_id, self._default_limit
+                    ),
+                )
+        except FootnoteError as error:
+            raise GenerationUnavailable(
+                f"{listing.model} costs money, and the budget cannot be asked.",
+                hint="Try again when the database is back, or ask a model that costs nothing.",
+            ) from error
+        if month is None:
+            raise BudgetExhausted(f"This month's budget does not allow {listing.model} any more.")
+        return Reservation(id_, payer, listing, month, worst)
+
+    # --- after it --------------------------------------------------------------------------------
+
+    def book(
+        self,
+        payer: Payer,
+        listing: Listing,
+        spent: Spent,
+        *,
+        mode: UsageMode = "generated",
+        reservation: Reservation | None = None,
+    ) -> Decimal:
+        """Write a generation down, later; gives what it cost. Never waits and never raises."""
+        cost = listing.price.of(
+            spent.prompt_tokens,
+            spent.completion_tokens,
+            cached_tokens=spent.cached_tokens,
+            took_ms=spent.took_ms,
+        )
+        saved = self._saved_by_local(spent, cost) if listing.is_local else Decimal(0)
+        entry = _entry(payer, listing, mode, spent, cost, saved, reservation)
+        self._put(_Settlement(reservation, entry) if reservation else entry)
+        _count(entry)
+        return cost
+
+    def book_cached(self, payer: Payer, model: str, saved: Decimal) -> None:
+        """Write down an answer that a cache gave; `saved` is what `model` had cost to write it."""
+        listing = Listing(model, FREE, provider="cache")
+        entry = _entry(payer, listing, "cached", NOTHING_SPENT, Decimal(0), saved, None)
+        self._put(entry)
+        _count(entry)
+
+    def release(self, reservation: Reservation) -> None:
+        """Give back what was held: the generation did not happen."""
+        self._put(_Settlement(reservation, None))
+
+    def _saved_by_local(self, spent: Spent, cost: Decimal) -> Decimal:
+        elsewhere = self._reference.of(spent.prompt_tokens, spent.completion_tokens, took_ms=0)
+        return max(Decimal(0), elsewhere - cost)
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def _put(self, item: Entry | _Settlement) -> None:
+        try:
+            self._waiting.put_nowait(item)
+        except asyncio.QueueFull:
+            USAGE_LOST.inc()
+            log.error("usage_lost", rows=1, reason="too many rows wait for the database")
+        else:
+            self._unwritten += 1
+
+    async def _write_on(self) -> None:
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            await self._write(batch)
+            self._unwritten -= len(batch)
+            for _ in batch:
+                self._waiting.task_done()
+
+    async def _write(self, batch: Sequence[Entry | _Settlement]) -> None:
+        """Until it is written; what the database will never take is lost, counted and logged."""
+        pause_seconds = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await in_transaction(
+                    self._engine.begin,
+                    lambda connection: _store(connection, batch, self._default_limit),
+                )
+                return
+            except FootnoteError as error:
+                log.warning("usage_waits", rows=len(batch), reason=error.detail)
+            except Exception:
+                USAGE_LOST.inc(len(batch))
+                log.exception("usage_lost", rows=len(batch))
+                return
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(LONGEST_PAUSE_SECONDS, 2 * pause_seconds)
+
+
+def _entry(
+    payer: Payer,
+    listing: Listing,
+    mode: UsageMode,
+    spent: Spent,
+    cost: Decimal,
+    saved: Decimal,
+    reservation: Reservation | None,
+) -> Entry:
+    return Entry(
+        id=reservation.id if reservation else uuid4(),
+        payer=payer,
+        listing=listing,
+        mode=mode,
+        spent=spent,
+        cost=cost,
+        saved=saved,
+        at=datetime.now(UTC),
+    )
+
+
+def _count(entry: Entry) -> None:
+    model = entry.listing.model
+    TOKENS.labels(model, "prompt").inc(entry.spent.prompt_tokens)
+    TOKENS.labels(model, "completion").inc(entry.spent.completion_tokens)
+    COST.labels(model).inc(float(entry.cost))
+    SAVED.labels("cache" if entry.mode == "cached" else "local").inc(float(entry.saved))
+
+
+# --- in the database ------------------------------------------------------------------------------
+
+_HOLD = text("""
+    INSERT INTO spending (tenant_id, month)
+    VALUES (:tenant_id, date_trunc('month', now() AT TIME ZONE 'UTC')::date)
+    ON CONFLICT DO NOTHING
+""")
+# Whoever comes second waits for the row and then judges by what the first one left.
+_TAKE = text("""
+    UPDATE spending SET reserved = reserved + :worst
+    FROM (
+      SELECT coalesce((SELECT monthly_limit FROM budgets WHERE tenant_id = :tenant_id),
+                      CAST(:default_limit AS numeric)) AS most
+    ) AS budget
+    WHERE tenant_id = :tenant_id AND month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
+      AND (most IS NULL OR spent + reserved + :worst <= most)
+    RETURNING month, now()
+""")
+_INSERT = text("""
+    INSERT INTO usage (id, tenant_id, key_id, model, tier, provider, collections, mode,
+      prompt_tokens, completion_tokens, cached_tokens, took_ms, cost, saved, created_at)
+    VALUES (:id, :tenant_id, :key_id, :model, :tier, :provider, :collections, :mode,
+      :prompt_tokens, :completion_tokens, :cached_tokens, :took_ms, :cost, :saved, :created_at)
+    ON CONFLICT (id) DO NOTHING
+""")
+# Done twice, the second one finds no row that is still reserved.
+_SETTLE = text("""
+    WITH settled AS (
+      UPDATE usage SET mode = :mode, prompt_tokens = :prompt_tokens,
+        completion_tokens = :completion_tokens, cached_tokens = :cached_tokens,
+        took_ms = :took_ms, cost = :cost, saved = :saved
+      WHERE id = :id AND mode = 'reserved'
+      RETURNING tenant_id
+    )
+    UPDATE spending SET reserved = reserved - :held, spent = spent + :cost
+    FROM settled WHERE spending.tenant_id = settled.tenant_id AND month = :month
+""")
+_RELEASE = text("""
+    WITH released AS (DELETE FROM usage WHERE id = :id AND mode = 'reserved' RETURNING tenant_id)
+    UPDATE spending SET reserved = reserved - :held
+    FROM released WHERE spending.tenant_id = released.tenant_id AND month = :month
+""")
+
+
+async def _reserve(
+    connection: AsyncConnection,
+    id_: UUID,
+    payer: Payer,
+    listing: Listing,
+    worst: Decimal,
+    default_limit: Decimal | None,
+) -> date | None:
+    """The month that it was taken from, None when its budget has not that much left."""
+    asked = {"tenant_id": payer.tenant_id, "worst": worst, "default_limit": default_limit}
+    await connection.execute(_HOLD, {"tenant_id": payer.tenant_id})
+    taken = (await connection.execute(_TAKE, asked)).one_or_none()
+    if taken is None:
+        return None
+    month, now = taken
+    entry = Entry(
+        id=id_,
+        payer=payer,
+        listing=listing,
+        mode="reserved",
+        spent=NOTHING_SPENT,
+        cost=worst,
+        saved=Decimal(0),
+        at=now,
+    )
+    await connection.execute(_INSERT, _row(entry))
+    return month
+
+
+async def _store(
+    connection: AsyncConnection,
+    batch: Sequence[Entry | _Settlement],
+    default_limit: Decimal | None,
+) -> None:
+    free = [item for item in batch if isinstance(item, Entry)]
+    if free:
+        await connection.execute(_INSERT, [_row(entry) for entry in free])
+    # In one order everywhere, so that two processes never wait for each other.
+    settlements = sorted(
+        (item for item in batch if isinstance(item, _Settlement)),
+        key=lambda one: (one.reservation.payer.tenant_id, one.reservation.month),
+    )
+    for one in settlements:
+        held = {"held": one.reservation.amount, "month": one.reservation.month}
+        if one.entry is None:
+            await connection.execute(_RELEASE, {"id": one.reservation.id, **held})
+        else:
+            await connection.execute(_SETTLE, {**_row(one.entry), **held})
+    months = {(one.reservation.payer.tenant_id, one.reservation.month) for one in settlements}
+    for tenant_id, month in sorted(months):
+        await note_alerts(connection, tenant_id, month, default_limit)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "tenant_id": entry.payer.tenant_id,
+        "key_id": entry.payer.key_id,
+        "model": entry.listing.model,
+        "tier": entry.listing.tier,
+        "provider": entry.listing.provider,
+        "collections": list(entry.payer.collections),
+        "mode": entry.mode,
+        "prompt_tokens": entry.spent.prompt_tokens,
+        "completion_tokens": entry.spent.completion_tokens,
+        "cached_tokens": entry.spent.cached_tokens,
+        "took_ms": entry.spent.took_ms,
+        "cost": entry.cost,
+        "saved": entry.saved,
+        "created_at": entry.at,
+    }

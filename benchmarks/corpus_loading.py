@@ -29,8 +29,6 @@ from benchmarks.corpus import LANGUAGE, SEPARATOR, Corpus, MadeDocument, embedde
 TRANSACTION_DOCUMENTS = 800
 """About 8,000 chunks, as many as a full row of postings holds."""
 SMALL_SHARE = 100
-GRAPH_BYTES = 800
-"""Of a vector in an index that is being built, besides the vector."""
 PIPELINE = "benchmark"
 _NAMESPACE = UUID("6b1f0d5e-0b34-4d0e-9a52-3c1d1d0c5a11")
 
@@ -83,26 +81,12 @@ async def load(
     async with _timed(seconds, "postings_merged"):
         for collection_id in collection_ids:
             await merge_postings(engine, collection_id)
-    await _give_memory(engine, corpus.count * (2 * embedder.dimensions + GRAPH_BYTES))
     async with _timed(seconds, "vector_index"):
         await ensure_index(engine, model_id)
     async with _timed(seconds, "vacuum"), engine.connect() as opened:
         connection = await opened.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text("VACUUM ANALYZE"))
     return {"passages": corpus.count, "seconds": seconds}
-
-
-async def _give_memory(engine: AsyncEngine, size_bytes: int) -> None:
-    """Let an index of this size be built within memory, as an operator would for so many."""
-    async with engine.begin() as connection:
-        database = (await connection.execute(text("SELECT current_database()"))).scalar_one()
-        await connection.execute(
-            text(
-                f'ALTER DATABASE "{database}" SET maintenance_work_mem ='
-                f" '{max(size_bytes >> 20, 256):d}MB'"
-            )
-        )
-    await engine.dispose()  # what is connected already keeps its own
 
 
 async def sizes(engine: AsyncEngine) -> dict[str, int]:

@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any, Self
 
 import httpx
-import numpy as np
 import psycopg
 
 from app.config import Settings
@@ -128,7 +127,7 @@ class RawParts:
             [vector] = self._embedder.embed([question], "query")
             embedded = time.perf_counter()
             rows = self._connection.execute(
-                self._statement, [np.asarray(vector)], binary=True
+                self._statement, [arrays.HalfVector(vector)], binary=True
             ).fetchall()
             statement_ms.append((time.perf_counter() - embedded) * 1000)
             embedding_ms.append((embedded - started) * 1000)

@@ -37,6 +37,7 @@ def sent(connection: psycopg.Connection, array: NDArray[np.generic]) -> tuple[st
 def test_a_vector_is_stored_from_an_array(connection: psycopg.Connection) -> None:
     connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
     vector = np.array([1, -0.5, 0.25], np.float32)
-    found = connection.execute("SELECT %s::halfvec(3)::text", (vector,)).fetchone()
-    assert found == ("[1,-0.5,0.25]",)
+    for given_as in (vector, arrays.HalfVector(vector)):
+        found = connection.execute("SELECT %s::halfvec(3)::text", (given_as,)).fetchone()
+        assert found == ("[1,-0.5,0.25]",)
     connection.rollback()

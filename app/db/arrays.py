@@ -1,9 +1,10 @@
-"""numpy arrays as parameters: `real[]` and `bigint[]` in the binary form, written in one piece.
+"""numpy arrays as parameters: `real[]`, `bigint[]` and `halfvec` in the binary form, written in one piece.
 
 psycopg's own lists are dumped item by item, which takes longer than most of our queries.
 """
 
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,25 @@ from numpy.typing import NDArray
 from psycopg.abc import DumperKey, PyFormat
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
+
+
+@dataclass(frozen=True, slots=True)
+class HalfVector:
+    """A vector as pgvector's `halfvec`: `values` of shape (dimensions,), rounded to half precision.
+
+    A statement must say `::halfvec` of it. Sent as `real[]`, it would be converted anew for every row
+    that it is compared with, which takes longer than comparing.
+    """
+
+    values: NDArray[np.float32]
+
+
+class _HalfVectorDumper(Dumper):
+    format = Format.BINARY
+    oid = 0  # differs from database to database; the server takes it from the statement
+
+    def dump(self, obj: HalfVector) -> Buffer:
+        return struct.pack("!hh", len(obj.values), 0) + obj.values.astype(">f2").tobytes()
 
 
 class _ArrayDumper(Dumper):
@@ -61,3 +81,4 @@ class _BigintsDumper(_ItemsDumper):
 def register() -> None:
     """For all connections opened from now on."""
     psycopg.adapters.register_dumper(np.ndarray, _ArrayDumper)
+    psycopg.adapters.register_dumper(HalfVector, _HalfVectorDumper)

@@ -47,8 +47,6 @@ OPTIONS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "max_connections": "100",
-    "shared_buffers": "256MB",
-    "effective_cache_size": "1GB",
     "work_mem": "16MB",
     "maintenance_work_mem": "256MB",
     "max_wal_size": "2GB",
@@ -60,6 +58,19 @@ OPTIONS = {
     "log_timezone": "UTC",
     "timezone": "UTC",
 }
+
+
+def memory_options() -> dict[str, str]:
+    """PostgreSQL's own share of this machine's memory, and how much the machine can cache.
+
+    A sixteenth, within bounds, holds the index of some hundred thousand passages; it is taken only
+    as far as it is used.
+    """
+    megabytes = psutil.virtual_memory().total // 1024**2
+    return {
+        "shared_buffers": f"{min(max(megabytes // 16, 256), 4096)}MB",
+        "effective_cache_size": f"{max(megabytes // 2, 1024)}MB",
+    }
 
 
 def binaries() -> Path:
@@ -256,7 +267,7 @@ class EmbeddedPostgres(SharedServer):
 
     def _launch(self) -> None:
         log_start = _prepare_log(self.log_file, self._account)
-        options = OPTIONS | {"unix_socket_directories": str(self._sockets)}
+        options = OPTIONS | memory_options() | {"unix_socket_directories": str(self._sockets)}
         if _shared_memory_is_small():
             # Parallel index builds would not fit in a container's 64 MB of /dev/shm.
             options["dynamic_shared_memory_type"] = "sysv"

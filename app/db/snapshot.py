@@ -4,17 +4,21 @@ Searches have connections of their own, which are spared everything that a searc
 no round trip asks whether a connection still lives, and none sets it up.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
 from app.db import row_security
 from app.db.session import open_engine
 from app.db.transactions import translated_errors
+
+log = structlog.get_logger(__name__)
 
 
 class Snapshot:
@@ -51,6 +55,7 @@ class Snapshots:
     def __init__(self, settings: Settings, url: str, *, pool_size: int | None = None) -> None:
         self.engine = open_engine(settings, url, pool_size=pool_size, for_snapshots=True)
         self._guarded = settings.row_level_security == "on"
+        self._ending: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def open(self, tenant_id: int, settings: str = "") -> AsyncGenerator[Snapshot]:
@@ -60,13 +65,26 @@ class Snapshots:
         """
         reader = row_security.enter(tenant_id) if self._guarded else ""
         with translated_errors():
-            async with AsyncExitStack() as stack:
-                connection, driver = await self._begin(reader + settings)
-                stack.push_async_exit(connection)
+            connection, driver = await self._begin(reader + settings)
+            try:
                 yield Snapshot(driver, guarded=self._guarded)
+            finally:
+                self._end(connection)
 
     async def close(self) -> None:
+        await asyncio.gather(*self._ending, return_exceptions=True)
         await self.engine.dispose()
+
+    def _end(self, connection: AsyncConnection) -> None:
+        """End the transaction and give the connection back; nobody waits for that round trip."""
+        ending = asyncio.create_task(connection.close())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ended)
+
+    def _ended(self, ending: "asyncio.Task[None]") -> None:
+        self._ending.discard(ending)
+        if not ending.cancelled() and (error := ending.exception()) is not None:
+            log.info("snapshot_not_ended", reason=str(error))
 
     async def _begin(self, settings: str) -> tuple[AsyncConnection, psycopg.AsyncConnection[Any]]:
         while True:

@@ -16,7 +16,7 @@ import structlog
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.types import Integer
+from sqlalchemy.types import BigInteger, Integer
 
 from app.db.documents import reserve_chunk_ids
 from app.db.row_security import OWN_ROWS, grant, guard
@@ -45,6 +45,11 @@ LOCK_PAUSE_SECONDS = 0.5
 
 _INLINE_DIMENSIONS = 3_500
 """Up to here a vector fits into a page of the table itself, where a scan finds it sooner."""
+
+_NODE_BYTES = 1024
+"""What the graph needs for a row besides its vector while it is built, generously (m 16). Once it no
+longer fits into memory, building goes on many times slower; half of what the operator says the
+machine can cache (`effective_cache_size`) is the most that is taken."""
 
 _BUILD_CLASS = 0x686E7377
 _BULK_CLASS = 0x62756C6B
@@ -147,7 +152,9 @@ async def _build_index(connection: AsyncConnection, leaf: Leaf, dimensions: int)
     if leaf.is_indexed is False:
         await connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {index}"))
     reach("vectors.before_index")
-    await connection.execute(_BUILD_SETTINGS)
+    rows = await connection.execute(text(f"SELECT count(*) FROM {leaf.name}"))  # noqa: S608 - the name is made of numbers
+    graph_bytes = rows.scalar_one() * (2 * dimensions + _NODE_BYTES)
+    await connection.execute(_BUILD_SETTINGS, {"graph_bytes": graph_bytes})
     await connection.execute(
         text(
             f"CREATE INDEX CONCURRENTLY {index} ON {leaf.name}"
@@ -323,10 +330,11 @@ _BUILD_SETTINGS = text(
     """
     SELECT set_config('statement_timeout', '0', false),
       set_config('maintenance_work_mem', greatest(
-        pg_size_bytes('512MB'), pg_size_bytes(current_setting('maintenance_work_mem'))
+        pg_size_bytes('512MB'), pg_size_bytes(current_setting('maintenance_work_mem')),
+        least(:graph_bytes, pg_size_bytes(current_setting('effective_cache_size')) / 2)
       ) / 1024 || 'kB', false),
       set_config('max_parallel_maintenance_workers', greatest(
         2, current_setting('max_parallel_maintenance_workers')::int
       )::text, false)
     """
-)
+).bindparams(bindparam("graph_bytes", type_=BigInteger))

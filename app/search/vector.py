@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.db.arrays import HalfVector
 from app.db.snapshot import Snapshot
 from app.db.vector_partitions import partition_name
 from app.search.scope import AllowedChunks, Scope
@@ -58,7 +59,7 @@ async def find_neighbours(
     chunks only, and never are they one of `without`, which are chunks of the scope. The nearest
     are as many as there are, up to `limit`: where the index finds too few, all are compared.
     """
-    parameters = {**scope.parameters, "query": query}
+    parameters = {**scope.parameters, "query": HalfVector(query)}
     narrowing = ""
     if among is not None:
         parameters["among"] = among

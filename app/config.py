@@ -53,6 +53,14 @@ def expand_variables(text: str) -> str:
     return _VARIABLE.sub(value, text)
 
 
+def settings_file() -> Path:
+    """`config/{FOOTNOTE_ENV}.yaml` beside the working directory, whether there is one or not."""
+    name = os.environ.get("FOOTNOTE_ENV", "dev")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise StartupError("FOOTNOTE_ENV must be a plain name, such as dev or production.")
+    return Path("config") / f"{name}.yaml"
+
+
 class _EnvironmentFile(PydanticBaseSettingsSource):
     """`config/{FOOTNOTE_ENV}.yaml` beside the working directory, when there is one."""
 
@@ -60,13 +68,13 @@ class _EnvironmentFile(PydanticBaseSettingsSource):
         raise AssertionError("values come from __call__")  # pragma: no cover
 
     def __call__(self) -> dict[str, Any]:
-        name = os.environ.get("FOOTNOTE_ENV", "dev")
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise StartupError("FOOTNOTE_ENV must be a plain name, such as dev or production.")
-        path = Path("config") / f"{name}.yaml"
+        path = settings_file()
         if not path.is_file():
             return {}
-        loaded: Any = yaml.safe_load(expand_variables(path.read_text("utf-8"))) or {}
+        try:
+            loaded: Any = yaml.safe_load(expand_variables(path.read_text("utf-8"))) or {}
+        except yaml.YAMLError as error:
+            raise StartupError(f"{path} is not YAML: {error}.") from None
         if not isinstance(loaded, dict):
             raise StartupError(f"{path} must hold a mapping of settings.")
         return {str(key).lower(): value for key, value in loaded.items() if value is not None}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
@@ -159,6 +167,9 @@ class Settings(BaseSettings):
     generation_context_tokens: Annotated[int, Field(ge=512)] = 4096
     generation_queue_size: Annotated[int, Field(ge=0)] = 64
     generation_queue_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    generation_batch_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    generation_key_concurrency: Annotated[int, Field(ge=0)] = 0
+    generation_key_tokens_per_minute: Annotated[int, Field(ge=0)] = 0
     answer_passages: Annotated[int, Field(ge=1, le=50)] = 8
     history_turns: Annotated[int, Field(ge=0)] = 6
     history_chars: Annotated[int, Field(ge=0)] = 4000

@@ -16,7 +16,8 @@ from app.documents.overview import Overlook
 from app.documents.queue import Queue
 from app.documents.sources import Sources
 from app.documents.switches import ModelSwitches
-from app.errors import Unauthenticated
+from app.errors import NotFound, Unauthenticated
+from app.llm.pool import GenerationPool
 from app.resources import Resources
 from app.search.base import Searcher
 from app.search.reranking import Rerankers
@@ -83,6 +84,15 @@ async def _answerer(resources: ResourcesDep) -> Answerer:
     return resources.answerer
 
 
+async def _pool(resources: ResourcesDep) -> GenerationPool:
+    if resources.chat_model is None:
+        raise NotFound(
+            "No model servers are configured.",
+            hint="Set FOOTNOTE_OLLAMA_URLS to the addresses of your Ollama servers.",
+        )
+    return resources.chat_model
+
+
 async def _memory(resources: ResourcesDep) -> Memory:
     return resources.memory
 
@@ -113,4 +123,5 @@ RerankersDep = Annotated[Rerankers, Depends(_rerankers)]
 AnswererDep = Annotated[Answerer, Depends(_answerer)]
 BudgetsDep = Annotated[Budgets, Depends(_budgets)]
 CostReportsDep = Annotated[CostReports, Depends(_cost_reports)]
+PoolDep = Annotated[GenerationPool, Depends(_pool)]
 MemoryDep = Annotated[Memory, Depends(_memory)]

@@ -12,6 +12,7 @@ from app.api import (
     documents,
     duplicates,
     health,
+    instances,
     jobs,
     models,
     operations,
@@ -79,6 +80,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(rerank.router)
     app.include_router(chat.router)
     app.include_router(costs.router)
+    app.include_router(instances.router)
     app.include_router(health.router)
     app.include_router(operations.router)
     app.include_router(pages.router)

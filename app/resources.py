@@ -42,6 +42,7 @@ from app.embedding.query_models import QueryModels
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
 from app.jobs import Jobs
 from app.llm.base import ChatModel
+from app.llm.following import follow_configuration
 from app.llm.metering import MeteredModel
 from app.llm.pool import GenerationPool
 from app.llm.registry import open_chat_model
@@ -171,7 +172,11 @@ async def open_resources(
         stack.push_async_callback(jobs.close)
         chat_model = open_chat_model(settings)
         if chat_model is not None:
+            chat_model.start()
             stack.push_async_callback(chat_model.close)
+            stack.push_async_callback(
+                _cancel, asyncio.create_task(follow_configuration(chat_model))
+            )
         rerankers = rerankers_of(settings, query_embedder.embedder)
         stack.callback(rerankers.close)
         await asyncio.to_thread(open_own, rerankers)

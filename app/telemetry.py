@@ -47,6 +47,12 @@ GENERATION_FAILURES = Counter(
 GENERATIONS_IN_FLIGHT = Gauge(
     "footnote_generations_in_flight", "Requests that a model server is working on", ["instance"]
 )
+GENERATION_SLOTS = Gauge(
+    "footnote_generation_slots", "Slots of a model server that are in use", ["instance"]
+)
+HIDDEN_WAIT_SECONDS = Gauge(
+    "footnote_hidden_wait_seconds", "Latest average wait inside a model server", ["instance"]
+)
 GENERATIONS_WAITING = Gauge("footnote_generations_waiting", "Requests waiting for a model server")
 TOKENS = Counter("footnote_tokens_total", "Tokens that models read and wrote", ["model", "kind"])
 COST = Counter("footnote_cost_total", "What generations cost", ["model"])
@@ -58,6 +64,33 @@ BUDGET_ALERTS = Counter(
 EJECTIONS = Counter(
     "footnote_ejections_total", "Model servers taken out of use, by cause", ["instance", "cause"]
 )
+TOKEN_GAP_SECONDS = Histogram(
+    "footnote_token_gap_seconds",
+    "Time between two tokens of an answer",
+    buckets=(0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12),
+)
+PREDICTION_RATIO = Histogram(
+    "footnote_prediction_ratio",
+    "Time of an answer over what was predicted when it was sent",
+    buckets=(0.25, 0.5, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5, 2, 4, 8),
+)
+PREFIX_TOKENS = Counter(
+    "footnote_prefix_tokens_total",
+    "Prompt tokens that a model server was expected to have cached, and those that it had",
+    ["kind"],
+)
+MODEL_LOADS = Counter("footnote_model_loads_total", "Models loaded into memory", ["instance"])
+GENERATION_SHED = Counter(
+    "footnote_generation_shed_total",
+    "Requests refused before a model server, by reason",
+    ["reason"],
+)
+GENERATION_FAILOVERS = Counter(
+    "footnote_generation_failovers_total",
+    "Failed attempts that moved on (first_token) or ended the answer (stream)",
+    ["phase"],
+)
+HEDGES = Counter("footnote_hedges_total", "Second attempts, by outcome", ["outcome"])
 DEGRADED = Gauge("footnote_degraded", "1 while a part runs in a degraded way", ["part"])
 
 

@@ -44,11 +44,16 @@ class OneServer:
     ) -> AsyncGenerator[TextDelta | Completion]:
         return self._instance.stream(self._model, messages, options, self._patience)
 
-    async def is_generating(self, options: GenerationOptions) -> bool:
-        return await self._instance.is_generating(self._model, options, self._patience)
-
     async def health(self) -> InstanceHealth:
-        return await self._instance.health(self._model)
+        return await self._instance.health(self._model, timeout_seconds=1.0)
+
+    async def preload(self, options: GenerationOptions) -> Completion:
+        [loaded] = [event async for event in self.stream([], options)]
+        assert isinstance(loaded, Completion)
+        return loaded
+
+    async def resident_models(self) -> frozenset[str]:
+        return await self._instance.resident_models()
 
     async def close(self) -> None:
         await self._instance.close()
@@ -150,7 +155,7 @@ async def test_every_request_has_the_same_options_so_the_model_loads_once(
 ) -> None:
     await read(instance)
     await read(instance)
-    assert await instance.is_generating(OPTIONS)
+    await read(instance, replace(OPTIONS, max_tokens=1))
     stats = double.stats()
     assert (stats.requests, stats.loads) == (3, 1)
     assert stats.last_request is not None
@@ -313,7 +318,34 @@ async def test_a_wedged_server_answers_health_but_does_not_generate(
 ) -> None:
     double.set(fault="hang")
     assert (await instance.health()).reachable
-    assert not await instance.is_generating(OPTIONS)
+    with pytest.raises(InstanceFailed):
+        await read(instance)
+
+
+async def test_an_empty_request_loads_the_model_and_writes_nothing(
+    double: OllamaDouble, instance: OneServer
+) -> None:
+    assert await instance.resident_models() == frozenset()
+    loaded = await instance.preload(OPTIONS)
+    assert (loaded.reason, loaded.completion_tokens) == ("load", 0)
+    assert await instance.resident_models() == {MODEL}
+    await read(instance)
+    stats = double.stats()
+    assert stats.loads == 1
+    assert stats.last_request is not None
+    assert stats.last_request["keep_alive"] == -1
+
+
+async def test_a_server_says_how_long_each_part_of_its_work_took(
+    double: OllamaDouble, instance: OneServer
+) -> None:
+    double.set(answer="a b c d", first_token_seconds=0.1, token_seconds=0.05, load_seconds=0.2)
+    _, completion = await read(instance)
+    durations = completion.durations
+    assert durations.load_seconds == pytest.approx(0.2, abs=0.1)
+    assert durations.prompt_seconds == pytest.approx(0.1, abs=0.08)
+    assert durations.completion_seconds == pytest.approx(0.2, abs=0.1)
+    assert durations.hidden_wait_seconds < 0.1
 
 
 def test_credentials_do_not_show_in_the_address() -> None:

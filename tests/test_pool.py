@@ -10,7 +10,12 @@ import pytest
 from app.errors import GenerationInterrupted, GenerationUnavailable, Overloaded
 from app.llm import digests, endpoint_health
 from app.llm.base import Completion, Queued, TextDelta
-from app.llm.endpoint_health import FIRST_REST_SECONDS, MAX_REST_SECONDS, Breaker
+from app.llm.endpoint_health import (
+    FIRST_REST_SECONDS,
+    MAX_REST_SECONDS,
+    SUCCESSES_TO_FORGET,
+    Breaker,
+)
 from app.llm.pool import GenerationPool, InstanceAddress, PoolLimits
 from tests.doubles.ollama import Behaviour, OllamaDouble, running_ollama
 from tests.test_ollama import MODEL, OPTIONS, QUESTION, eventually
@@ -85,25 +90,6 @@ async def ask(pool: GenerationPool) -> tuple[str, str]:
         *texts, completion = [event async for event in stream]
     assert isinstance(completion, Completion)
     return "".join(each.text for each in texts if isinstance(each, TextDelta)), completion.instance
-
-
-async def test_requests_spread_over_idle_instances(
-    doubles: list[OllamaDouble], pools: Pools
-) -> None:
-    pool = pools.open(doubles)
-    for _ in range(6):
-        await ask(pool)
-    assert [double.stats().requests for double in doubles] == [2, 2, 2]
-
-
-async def test_the_choice_is_the_least_loaded_for_its_slots(
-    doubles: list[OllamaDouble], pools: Pools
-) -> None:
-    pool = pools.open(doubles, (4, 2, 1))
-    for double in doubles:
-        double.set(first_token_seconds=0.3)
-    await asyncio.gather(*(ask(pool) for _ in range(7)))
-    assert [double.stats().most_generating for double in doubles] == [4, 2, 1]
 
 
 async def test_slots_are_never_exceeded_and_everyone_is_served(
@@ -333,7 +319,8 @@ async def test_who_waits_is_sent_away_when_the_last_instance_goes(
     asked = [asyncio.create_task(ask(pool)) for _ in range(4)]
     ended = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 3.0)
     assert all(isinstance(each, GenerationUnavailable) for each in ended)
-    assert doubles[0].stats().requests == 2
+    # Nothing came from the whole server until the deadline: that is proof enough.
+    assert doubles[0].stats().requests == 1
 
 
 async def test_an_instance_without_the_model_is_passed_over(
@@ -383,7 +370,7 @@ async def test_health_is_asked_in_parallel(doubles: list[OllamaDouble], pools: P
     assert third.reachable
 
 
-def test_each_rest_is_longer_until_an_answer_succeeds() -> None:
+def test_each_rest_is_longer_until_answers_succeed() -> None:
     breaker = Breaker(Random(3))
     assert [breaker.record_fault(), breaker.record_fault()] == [False, True]
     rests = [breaker.next_rest_seconds() for _ in range(5)]
@@ -393,16 +380,34 @@ def test_each_rest_is_longer_until_an_answer_succeeds() -> None:
     assert breaker.record_fault()
     assert breaker.next_rest_seconds() > FIRST_REST_SECONDS
     breaker.close()
-    breaker.record_success()
+    for _ in range(SUCCESSES_TO_FORGET * 6):
+        breaker.record_success(slots=4)
     assert [breaker.record_fault(), breaker.record_fault()] == [False, True]
     assert breaker.next_rest_seconds() <= FIRST_REST_SECONDS
+
+
+def test_silence_of_the_whole_server_opens_the_breaker_alone() -> None:
+    assert Breaker().record_fault(weight=2)
+
+
+def test_a_server_comes_back_slot_by_slot() -> None:
+    breaker = Breaker()
+    breaker.record_fault(weight=2)
+    assert breaker.slots(4) == 0
+    breaker.close()
+    assert (breaker.slots(4), breaker.is_trusted) == (1, False)
+    breaker.record_success(slots=4)
+    assert breaker.slots(4) == 2
+    for _ in range(2):
+        breaker.record_success(slots=4)
+    assert (breaker.slots(4), breaker.is_trusted) == (4, True)
 
 
 def test_a_success_between_faults_keeps_the_breaker_closed() -> None:
     breaker = Breaker()
     for _ in range(5):
         assert not breaker.record_fault()
-        breaker.record_success()
+        breaker.record_success(slots=4)
     assert not breaker.is_open
 
 

@@ -141,3 +141,6 @@ class InstanceHealth:
     slots: int = 1
     in_flight: int = 0
     ejected: bool = False
+    version: str | None = None
+    models: tuple[str, ...] = ()
+    resident_models: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ class Drain(Generic[Event]):
         self._source = source
         self._arrived: list[Event] = []
         self._on_end = on_end
+        self._given_up: Exception | None = None
         self._something_new = asyncio.Event()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
@@ -33,8 +34,20 @@ class Drain(Generic[Event]):
     def __aiter__(self) -> AsyncGenerator[Event]:
         return self._events()
 
+    async def begun(self) -> None:
+        """Returns once there is an event to read; raises what ended the source before one came."""
+        await self._something_new.wait()
+        if not self._arrived:
+            self._result()
+
     def close(self) -> None:
         self._task.cancel()
+
+    def give_up(self, error: Exception) -> None:
+        """End the source; its reader gets this error."""
+        if not self._task.done():
+            self._given_up = error
+            self._task.cancel()
 
     async def _run(self) -> None:
         async with aclosing(self._source) as events:
@@ -44,7 +57,13 @@ class Drain(Generic[Event]):
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._something_new.set()
-        self._on_end(asyncio.CancelledError() if task.cancelled() else task.exception())
+        ended_by = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._on_end(self._given_up or ended_by)
+
+    def _result(self) -> None:
+        if self._given_up is not None:
+            raise self._given_up
+        self._task.result()
 
     async def _events(self) -> AsyncGenerator[Event]:
         while True:
@@ -55,5 +74,5 @@ class Drain(Generic[Event]):
                 yield event
             if self._task.done() and not self._arrived:
                 # Raises what ended the source, after everything that it gave before.
-                self._task.result()
+                self._result()
                 return

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Literal, cast
@@ -33,11 +33,13 @@ Cause = Literal[
 """Why an instance did not answer. `missing` (the model) and `refused` (the request) are answers
 of a healthy server; everything else is a fault of the instance."""
 
-HEALTH_TIMEOUT_SECONDS = 1.0
+PROBE_TIMEOUT_SECONDS = 1.0
 MAX_LINE_BYTES = 1024 * 1024
 MAX_CHARS_PER_TOKEN = 64
 MAX_ERROR_CHARS = 300
 NANOSECONDS = 1_000_000_000
+KEEP_ALIVE_SECONDS = -1
+"""For ever: a model that leaves memory while nobody asks would have to be loaded again."""
 
 
 class InstanceFailed(GenerationUnavailable):
@@ -71,7 +73,7 @@ class OllamaInstance:
     """
 
     def __init__(self, url: str, *, connect_timeout_seconds: float) -> None:
-        self.address = _without_credentials(url)
+        self.address = without_credentials(url)
         # Reading has no timeout here, because the deadlines below count tokens, not bytes.
         # A proxy meant for the internet must not stand before a server of one's own.
         self._client = httpx.AsyncClient(
@@ -104,50 +106,45 @@ class OllamaInstance:
                 raise InstanceBroke(fault.cause, fault.detail) from None
             raise InstanceFailed(fault.cause, fault.detail, hint=fault.hint) from None
 
-    async def is_generating(
-        self, model: str, options: GenerationOptions, patience: Patience
-    ) -> bool:
-        """Whether the instance generates: one token is asked for, and must come.
-
-        Everything else that Ollama answers, it also answers while generation is wedged. A server
-        that says that it lacks the model is not wedged.
-        """
-        one_token = replace(options, max_tokens=1)
-        asked = self._events(model, [Message("user", "Hello")], one_token, patience)
+    async def resident_models(self) -> frozenset[str]:
+        """The models in memory, with their tags; raises InstanceFailed when it does not say."""
         try:
-            async with aclosing(asked) as events:
-                async for _ in events:
-                    pass
-        except _Fault as fault:
-            return fault.cause in ("missing", "refused")
-        return True
+            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+                return await self._names("/api/ps")
+        except (httpx.HTTPError, TimeoutError):
+            raise InstanceFailed("unreachable", "The model server gives no reply.") from None
+        except (ValueError, TypeError, KeyError):
+            raise InstanceFailed("garbage", "The reply is not Ollama's.") from None
 
-    async def health(self, model: str) -> InstanceHealth:
-        """Whether the server answers and has the model, within a second."""
+    async def health(self, model: str, *, timeout_seconds: float) -> InstanceHealth:
+        """Whether the server answers, and which models it has and has loaded."""
         started = perf_counter()
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
-                response = await self._client.get("/api/tags")
-            response.raise_for_status()
-            names = {str(each["name"]) for each in response.json()["models"]}
+            async with asyncio.timeout(timeout_seconds):
+                version, models, resident = await asyncio.gather(
+                    self._version(), self._names("/api/tags"), self._names("/api/ps")
+                )
         except (httpx.HTTPError, TimeoutError):
             return InstanceHealth(self.address, reachable=False, has_model=False, reason="no reply")
         except (ValueError, TypeError, KeyError):
             reason = "the reply is not Ollama's"
             return InstanceHealth(self.address, reachable=False, has_model=False, reason=reason)
-        has_model = with_tag(model) in names
+        has_model = with_tag(model) in models
         return InstanceHealth(
             self.address,
             reachable=True,
             has_model=has_model,
             latency_ms=(perf_counter() - started) * 1000,
             reason=None if has_model else f"the model {model} is missing",
+            version=version,
+            models=tuple(sorted(models)),
+            resident_models=tuple(sorted(resident)),
         )
 
     async def digests(self) -> Digests:
         """Of all models that the server has now; empty where it does not tell within a second."""
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
                 response = await self._client.get("/api/tags")
             response.raise_for_status()
             models = response.json()["models"]
@@ -157,6 +154,16 @@ class OllamaInstance:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    async def _version(self) -> str:
+        response = await self._client.get("/api/version")
+        response.raise_for_status()
+        return str(response.json()["version"])
+
+    async def _names(self, path: str) -> frozenset[str]:
+        response = await self._client.get(path)
+        response.raise_for_status()
+        return frozenset(str(each["name"]) for each in response.json()["models"])
 
     async def _events(
         self,
@@ -246,6 +253,7 @@ def _body(model: str, messages: Sequence[Message], options: GenerationOptions) -
         "model": model,
         "messages": [{"role": each.role, "content": each.content} for each in messages],
         "stream": True,
+        "keep_alive": KEEP_ALIVE_SECONDS,
         # Thinking would spend the token budget on text that nobody sees.
         "think": False,
         # The same from everywhere: another context length would reload the model.
@@ -328,6 +336,6 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
 
-def _without_credentials(url: str) -> str:
+def without_credentials(url: str) -> str:
     parsed = httpx.URL(url)
     return str(parsed.copy_with(username=None, password=None)).rstrip("/")

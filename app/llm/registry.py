@@ -20,10 +20,8 @@ def open_chat_model(settings: Settings) -> GenerationPool | None:
     """
     if not settings.ollama_urls:
         return None
-    addresses = [parse_instance(given) for given in settings.ollama_urls]
-    _refuse_repeated([one.url for one in addresses])
     return GenerationPool(
-        addresses,
+        parse_instances(settings.ollama_urls),
         settings.model,
         generation_options(settings),
         PoolLimits(
@@ -32,6 +30,9 @@ def open_chat_model(settings: Settings) -> GenerationPool | None:
             connect_timeout_seconds=settings.generation_connect_timeout_seconds,
             first_token_timeout_seconds=settings.generation_first_token_timeout_seconds,
             stall_timeout_seconds=settings.generation_stall_timeout_seconds,
+            batch_timeout_seconds=settings.generation_batch_timeout_seconds,
+            owner_concurrency=settings.generation_key_concurrency,
+            owner_tokens_per_minute=settings.generation_key_tokens_per_minute,
         ),
     )
 
@@ -42,6 +43,13 @@ def generation_options(settings: Settings) -> GenerationOptions:
         max_tokens=settings.generation_max_tokens,
         context_tokens=settings.generation_context_tokens,
     )
+
+
+def parse_instances(given: Sequence[str]) -> list[InstanceAddress]:
+    """Each with its slots; raises StartupError for what is no address, or stands there twice."""
+    addresses = [parse_instance(one) for one in given]
+    _refuse_repeated([one.url for one in addresses])
+    return addresses
 
 
 def parse_instance(given: str) -> InstanceAddress:

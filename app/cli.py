@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from app.commands import asking, library
+from app.commands.cache import cache
 from app.commands.costs import costs
 from app.commands.demo import demo
 from app.commands.jobs import jobs
@@ -126,6 +127,7 @@ cli.add_typer(jobs, name="jobs")
 cli.add_typer(sources, name="sources")
 cli.add_typer(models_commands(compare_models), name="models")
 cli.add_typer(keys, name="keys")
+cli.add_typer(cache, name="cache")
 cli.add_typer(costs, name="costs")
 cli.add_typer(evaluation, name="eval")
 

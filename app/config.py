@@ -180,6 +180,19 @@ class Settings(BaseSettings):
     reference_prompt_price_per_million: Annotated[Decimal, Field(ge=0, lt=10**6)] = Decimal(0)
     reference_completion_price_per_million: Annotated[Decimal, Field(ge=0, lt=10**6)] = Decimal(0)
 
+    # caches
+    cache_embeddings: bool = True
+    cache_chunks: bool = True
+    cache_answers: bool = True
+    cache_embeddings_ttl_seconds: Annotated[float, Field(gt=0)] = 7 * 86400
+    cache_chunks_ttl_seconds: Annotated[float, Field(gt=0)] = 30 * 86400
+    cache_answers_ttl_seconds: Annotated[float, Field(gt=0)] = 86400
+    cache_embeddings_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    cache_chunks_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    cache_answers_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    cache_entry_bytes: Annotated[int, Field(ge=0)] = 256 * 1024
+    cache_tenant_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
     # logging
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 
 from app.access import Caller
 from app.answering.base import Answerer
+from app.cache.opening import Caches
 from app.config import Settings
 from app.conversations.memory import Memory
 from app.costs.budgets import Budgets
@@ -93,6 +94,10 @@ async def _pool(resources: ResourcesDep) -> GenerationPool:
     return resources.chat_model
 
 
+async def _caches(resources: ResourcesDep) -> Caches:
+    return resources.caches
+
+
 async def _memory(resources: ResourcesDep) -> Memory:
     return resources.memory
 
@@ -124,4 +129,5 @@ AnswererDep = Annotated[Answerer, Depends(_answerer)]
 BudgetsDep = Annotated[Budgets, Depends(_budgets)]
 CostReportsDep = Annotated[CostReports, Depends(_cost_reports)]
 PoolDep = Annotated[GenerationPool, Depends(_pool)]
+CachesDep = Annotated[Caches, Depends(_caches)]
 MemoryDep = Annotated[Memory, Depends(_memory)]

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app.api import (
+    cache,
     chat,
     collections,
     costs,
@@ -83,6 +84,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(instances.router)
     app.include_router(health.router)
     app.include_router(operations.router)
+    app.include_router(cache.router)
     app.include_router(pages.router)
 
     open_routes = routes_without_a_door(app)

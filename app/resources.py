@@ -16,6 +16,7 @@ from app.access import KeyRing
 from app.answering.answerer import GroundedAnswerer
 from app.answering.base import Answerer
 from app.answering.writing import GroundedWriter
+from app.cache.opening import Caches, open_caches
 from app.config import Settings
 from app.conversations.memory import Memory
 from app.costs.budgets import Budgets
@@ -124,6 +125,7 @@ class Resources:
     query_embedder: QueryEmbedding
     models: QueryModels
     rerankers: Rerankers
+    caches: Caches
     searcher: Searcher
     chat_model: GenerationPool | None
     answerer: Answerer
@@ -163,8 +165,14 @@ async def open_resources(
         redis = open_redis(settings)
         if redis is not None:
             stack.push_async_callback(redis.aclose)
-        query_embedder = await _open_query_embedder(settings)
-        models = QueryModels(settings, query_embedder, partial(_find_model, engine))
+        caches = await stack.enter_async_context(open_caches(settings))
+        query_embedder = caches.embeddings(await _open_query_embedder(settings))
+        models = QueryModels(
+            settings,
+            query_embedder,
+            partial(_find_model, engine),
+            lambda embedder: caches.embeddings(serve_queries(settings, embedder)),
+        )
         stack.push_async_callback(models.close)
         stack.push_async_callback(_cancel, asyncio.create_task(_keep_loaded(engine, models)))
         jobs = Jobs(database_url, timeout_seconds=settings.database_timeout_seconds)
@@ -182,10 +190,12 @@ async def open_resources(
         await asyncio.to_thread(open_own, rerankers)
         snapshots = Snapshots(settings, database_url)
         stack.push_async_callback(snapshots.close)
-        searcher = HybridSearcher(snapshots, models, rerankers)
-        writer = GroundedWriter(query_embedder)
+        searcher = caches.chunks(
+            HybridSearcher(snapshots, models, rerankers), snapshots, models, rerankers
+        )
         ledger = open_ledger(settings, engine)
         stack.push_async_callback(ledger.close)
+        writer = caches.answers(GroundedWriter(query_embedder), query_embedder, ledger)
 
         yield Resources(
             settings=settings,
@@ -213,6 +223,7 @@ async def open_resources(
             query_embedder=query_embedder,
             models=models,
             rerankers=rerankers,
+            caches=caches,
             searcher=searcher,
             chat_model=chat_model,
             answerer=GroundedAnswerer(

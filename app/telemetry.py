@@ -91,6 +91,12 @@ GENERATION_FAILOVERS = Counter(
     ["phase"],
 )
 HEDGES = Counter("footnote_hedges_total", "Second attempts, by outcome", ["outcome"])
+CACHE_LOOKUPS = Counter(
+    "footnote_cache_lookups_total", "Look-ups in a cache layer, by outcome", ["layer", "outcome"]
+)
+CACHE_FAILURES = Counter(
+    "footnote_cache_failures_total", "Calls to Redis that found it away, slow or full", ["call"]
+)
 DEGRADED = Gauge("footnote_degraded", "1 while a part runs in a degraded way", ["part"])
 
 

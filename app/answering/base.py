@@ -157,11 +157,6 @@ class Brief:
 
 
 class Writer(Protocol):
-    @property
-    def version(self) -> str:
-        """Changes whenever the same prompt and passages may give another answer than before."""
-        ...
-
     def write(self, caller: Caller, brief: Brief) -> AsyncGenerator[AnswerEvent]:
         """Events as Answerer.answer gives them; raises what comes of models there."""
         ...

@@ -13,9 +13,6 @@ from app.errors import Unavailable
 from app.search.base import Hit
 from app.telemetry import stage
 
-GROUNDING_VERSION = "1"
-"""Changes with whatever decides which sentences are supported, and which places they cite."""
-
 Vector = NDArray[np.float32]
 
 

@@ -20,7 +20,7 @@ from app.answering.base import (
 )
 from app.answering.citations import Draft
 from app.answering.extractive import Candidate, choose, find_candidates, shortlist, written
-from app.answering.grounding import GROUNDING_VERSION, Grounding
+from app.answering.grounding import Grounding
 from app.answering.prompts import build_prompt, is_declining
 from app.answering.words import content_terms
 from app.costs.prices import Payer
@@ -44,8 +44,6 @@ Generated = AsyncGenerator[GenerationEvent]
 
 class GroundedWriter:
     """Implements Writer. Holds no database connection while a model generates."""
-
-    version = GROUNDING_VERSION
 
     def __init__(self, query_embedder: QueryEmbedding) -> None:
         self._embedder = query_embedder

@@ -72,6 +72,8 @@ DOORS = (
     Door("GET", "/api/sources/{source_id}", "read"),
     Door("DELETE", "/api/sources/{source_id}", "write"),
     Door("POST", "/api/sources/{source_id}/sync", "write"),
+    Door("GET", "/api/advanced-cache-stats", "read"),
+    Door("DELETE", "/api/admin/cache", "admin"),
     Door("GET", "/api/models/embedding", "admin"),
     Door("GET", "/api/models/switches", "read"),
     Door("POST", "/api/models/switches", "admin", patient=True),

@@ -116,7 +116,14 @@ class Health:
             return RedisCheck(
                 status="degraded", kind=kind, reason=f"{NO_ANSWER} ({type(error).__name__})"
             )
-        return RedisCheck(status="ok", kind=kind, latency_ms=_milliseconds_since(started))
+        latency_ms = _milliseconds_since(started)
+        problem = self._resources.caches.store.problem
+        return RedisCheck(
+            status="ok" if problem is None else "degraded",
+            kind=kind,
+            latency_ms=latency_ms,
+            reason=None if problem is None else f"the cache: {problem}",
+        )
 
     async def _ask_queue(self) -> QueueCheck:
         if (await self._database.fresh()).status != "ok":

@@ -307,12 +307,18 @@ class SentenceInfo(BaseModel):
 
 
 class UsageInfo(BaseModel):
-    """`cached_tokens` are part of `prompt_tokens`; `cost` is exact, in `currency`."""
+    """`cached_tokens` are part of `prompt_tokens`; `cost` is exact, in `currency`.
+
+    What is `saved_…` an answer had cost that was known before, or came to somebody else just now.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     cost: Money
+    saved_prompt_tokens: int
+    saved_completion_tokens: int
+    saved_cost: Money
     currency: str
 
 

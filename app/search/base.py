@@ -8,6 +8,7 @@ from uuid import UUID
 
 from app.access import Caller
 from app.embedding.base import QueryEmbedding
+from app.search.scope import Scope
 
 Mode = Literal["hybrid", "vector", "keyword"]
 
@@ -74,6 +75,8 @@ class SearchResult:
     explanation: Mapping[str, Any] | None = None
     embedder: QueryEmbedding | None = None
     """The model of the query's vector, for texts that are compared with it."""
+    scope: Scope | None = None
+    """What was searched, of which generation."""
 
 
 class Searcher(Protocol):

@@ -106,6 +106,7 @@ class HybridSearcher:
                 hits, told = await self._rerankers.reorder(reranker, query.text, hits)
         return SearchResult(
             hits=hits[: request.limit],
+            scope=scope,
             query_vector=vector,
             embedder=embedder,
             query_terms=list(matches.term_counts),

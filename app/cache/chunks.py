@@ -1,0 +1,252 @@
+"""Layer 3: which passages a question found, by everything that decides what it finds.
+
+A value holds ids, scores and content hashes. The passages themselves are read again, in the same
+snapshot in which the caller's scope and the generations were read: what somebody may not see, or
+is not there any more, cannot come out of it.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, Protocol
+
+from app.access import Caller
+from app.cache.base import LayerName
+from app.cache.code import code_digest
+from app.cache.codec import pack, unpack
+from app.cache.embeddings import FoldsCase
+from app.cache.keys import ChunksKey, EmbeddingKey, digest_of, normalise
+from app.cache.layer import Layer, Outcome, outcomes
+from app.embedding.query_models import QueryModels, Question
+from app.errors import FootnoteError
+from app.search.base import Hit, Searcher, SearchRequest, SearchResult
+from app.search.matching import languages_of, query_terms
+from app.search.query import ParsedQuery, read_query
+from app.search.scope import Scope
+
+CODE = ("app.search", "app.terms", "app.embedding", "app.db.postings", "reranker")
+
+Entry = tuple[int, float, float | None, bytes, tuple[Any, ...]]
+"""Chunk id, score, similarity, content hash, and the entries of its copies."""
+
+
+class Sight(Protocol):
+    @property
+    def scope(self) -> Scope: ...
+
+    async def read(self, chunk_ids: Sequence[int]) -> Mapping[int, Hit]: ...
+
+
+class Looks(Protocol):
+    def look(
+        self, caller: Caller, request: SearchRequest
+    ) -> AbstractAsyncContextManager[Sight]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """Which model puts passages in order in this service, and how: what its settings decide."""
+
+    own: str
+    settings: tuple[Any, ...]
+
+
+class ObservedSearcher:
+    """Tells of each search what the layers had for it."""
+
+    def __init__(self, inner: Searcher) -> None:
+        self._inner = inner
+
+    async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
+        told: dict[LayerName, Outcome] = {"embedding": "off", "chunks": "off"}
+        seen = outcomes.set(told)
+        try:
+            result = await self._inner.search(caller, request)
+        finally:
+            outcomes.reset(seen)
+        explanation = result.explanation
+        if explanation is not None and "cache" in explanation:
+            explanation = {**explanation, "cache": told}
+        return replace(result, cache={**told}, explanation=explanation)
+
+
+class CachedSearcher:
+    """A Searcher in front of another; what it cannot know it lets that one find."""
+
+    def __init__(
+        self,
+        inner: Searcher,
+        looks: Looks,
+        models: QueryModels,
+        reranking: Reranking,
+        layer: Layer,
+        folds_case: FoldsCase,
+    ) -> None:
+        self._inner = inner
+        self._looks = looks
+        self._models = models
+        self._reranking = reranking
+        self._layer = layer
+        self._folds_case = folds_case
+
+    async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
+        # An explanation tells of a search that was made; a model on trial serves nobody yet.
+        if request.explain or request.candidate_model or self._layer.store.is_away:
+            return await self._inner.search(caller, request)
+        query = read_query(request.query.encode("utf-8", "replace").decode())
+        async with self._question(query, caller, request) as question:
+            async with self._looks.look(caller, request) as sight:
+                scope = sight.scope
+                if question is not None:
+                    question.settle(scope.model.id, scope.model.digest)
+                key = self._key(caller, request, query, scope)
+                [packed] = await self._layer.get([key.digest])
+                known = None if packed is None else await _recalled(packed, sight)
+            if known is not None:
+                self._layer.note("hit")
+                if question is None:
+                    return replace(known, scope=scope)
+                vector, embedder = await question.vector()
+                return replace(known, scope=scope, query_vector=vector, embedder=embedder)
+            self._layer.note("miss")
+            self._layer.explain_miss(*_subject_of(key))
+            if question is not None:
+                # Whatever is wrong with it, the search says better.
+                with suppress(FootnoteError):
+                    await question.vector()
+        return await self._searched(caller, request, query)
+
+    async def _searched(
+        self, caller: Caller, request: SearchRequest, query: ParsedQuery
+    ) -> SearchResult:
+        started = perf_counter()
+        result = await self._inner.search(caller, request)
+        self._layer.count("computed")
+        self._layer.count("computed_us", int((perf_counter() - started) * 1_000_000))
+        if result.scope is not None and _is_undisturbed(result):
+            # Under the generations that this very search has seen, which may be newer by now.
+            key = self._key(caller, request, query, result.scope)
+            await self._layer.put(str(caller.tenant_id), {key.digest: _packed(result)})
+            self._layer.remember(*_subject_of(key))
+        return result
+
+    @asynccontextmanager
+    async def _question(
+        self, query: ParsedQuery, caller: Caller, request: SearchRequest
+    ) -> AsyncGenerator[Question | None]:
+        if request.mode == "keyword":
+            yield None
+            return
+        place = (caller.tenant_id, request.collections, request.candidate_model)
+        async with self._models.question(query.text, place) as question:
+            yield question
+
+    def _key(
+        self, caller: Caller, request: SearchRequest, query: ParsedQuery, scope: Scope
+    ) -> ChunksKey:
+        groups = scope.parameters.get("groups")
+        text = normalise(query.text, fold_case=self._folds_case.get(scope.model.digest, False))
+        embedding = EmbeddingKey(scope.model.digest, "query", text)
+        choices = [(one.reranker or "", one.token_vectors) for one in scope.collections]
+        return ChunksKey(
+            embedding=embedding.digest,
+            tenant=caller.tenant_id,
+            access=(None if groups is None else tuple(groups), request.filters),
+            collections=[(one.id, one.generation) for one in scope.collections],
+            settings=(
+                request.mode,
+                request.limit,
+                request.rerank,
+                request.collapse_duplicates,
+                choices,
+                self._reranking.own,
+                self._reranking.settings,
+                code_digest(*CODE),
+            ),
+            wording=self._wording(request, query, scope),
+        )
+
+    def _wording(self, request: SearchRequest, query: ParsedQuery, scope: Scope) -> tuple[Any, ...]:
+        """What of the query decides besides its vector: its terms and operators.
+
+        And all of it, where a model reads it together with the passages.
+        """
+        terms: Mapping[str, int] = {}
+        if request.mode != "vector":
+            terms = query_terms(query.text, languages_of(scope))
+        is_read = bool(self._reranking.own) or any(
+            one.reranker or one.token_vectors for one in scope.collections
+        )
+        return (
+            tuple(terms.items()),
+            query.phrases,
+            query.excluded,
+            query.prefixes,
+            query.is_question,
+            query.text if is_read else None,
+        )
+
+
+def _subject_of(key: ChunksKey) -> tuple[bytes, Mapping[str, bytes]]:
+    return digest_of(key.embedding, key.wording), {
+        "scope": digest_of(key.tenant, key.access, [one for one, _ in key.collections]),
+        "settings": digest_of(key.settings),
+        "evidence_changed": digest_of(key.collections),
+    }
+
+
+def _is_undisturbed(result: SearchResult) -> bool:
+    """Whether it is what the search would find again: no reranker was left out."""
+    return not isinstance((result.explanation or {}).get("rerank"), str)
+
+
+def _packed(result: SearchResult) -> bytes:
+    return pack(
+        (
+            [_entry(hit) for hit in result.hits],
+            list(result.query_terms),
+            result.coverage,
+            result.explanation,
+        )
+    )
+
+
+def _entry(hit: Hit) -> Entry:
+    copies = tuple(_entry(copy) for copy in hit.copies)
+    return hit.chunk_id, hit.score, hit.similarity, hit.content_hash, copies
+
+
+async def _recalled(packed: bytes, sight: Sight) -> SearchResult | None:
+    """The result as it was, of the passages as they are; None when they are not the same."""
+    try:
+        entries, query_terms_, coverage, explanation = unpack(packed)
+        wanted = [one[0] for entry in entries for one in (entry, *entry[4])]
+    except (ValueError, TypeError, IndexError):
+        return None
+    found: Mapping[int, Hit] = await sight.read(wanted) if wanted else {}
+    hits = [_hit(entry, found) for entry in entries]
+    if any(hit is None for hit in hits):
+        return None
+    return SearchResult(
+        hits=[hit for hit in hits if hit is not None],
+        query_terms=query_terms_,
+        coverage=coverage,
+        explanation=explanation,
+    )
+
+
+def _hit(entry: Entry, found: Mapping[int, Hit]) -> Hit | None:
+    chunk_id, score, similarity, content_hash, copies = entry
+    passage = found.get(chunk_id)
+    if passage is None or passage.content_hash != content_hash:
+        return None
+    read = [_hit(copy, found) for copy in copies]
+    if any(copy is None for copy in read):
+        return None
+    return replace(
+        passage,
+        score=score,
+        similarity=similarity,
+        copies=tuple(copy for copy in read if copy is not None),
+    )

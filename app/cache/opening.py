@@ -1,0 +1,144 @@
+"""The layers that the settings ask for, over the store that there is."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from app.answering.base import Writer
+from app.cache.answers import CachedWriter
+from app.cache.base import SHARED, Bounds, LayerName, Store
+from app.cache.chunks import CachedSearcher, ObservedSearcher, Reranking
+from app.cache.embeddings import CachedEmbedding, FoldsCase
+from app.cache.in_process import InProcessStore
+from app.cache.layer import Layer
+from app.cache.leases import Leases
+from app.cache.report import Reports
+from app.cache.single_flight import Flights
+from app.cache.statistics import SharedStatistics, Statistics
+from app.cache.store import RedisStore, open_clients
+from app.config import Settings
+from app.costs.ledger import Ledger
+from app.db.snapshot import Snapshots
+from app.embedding.base import QueryEmbedding
+from app.embedding.query_models import QueryModels
+from app.search.base import Searcher
+from app.search.reranking import Rerankers
+from app.search.rereading import Rereader
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """Puts each layer before what it caches, or nothing where the layer is off."""
+
+    settings: Settings
+    store: Store
+    statistics: Statistics
+    flights: Flights
+    folds_case: FoldsCase
+    reports: Reports
+
+    @property
+    def in_redis(self) -> bool:
+        """Whether values are shared by all processes."""
+        return isinstance(self.store, RedisStore)
+
+    def is_on(self, layer: LayerName) -> bool:
+        return {
+            "embedding": self.settings.cache_embeddings,
+            "chunks": self.settings.cache_chunks,
+            "answer": self.settings.cache_answers,
+        }[layer]
+
+    async def clear(self, layer: LayerName, tenant_id: int) -> int:
+        """Forget what a tenant has in a layer; how much it was."""
+        removed = await self.store.clear(layer, SHARED if layer == "embedding" else str(tenant_id))
+        self.reports.forget()
+        return removed
+
+    def embeddings(self, inner: QueryEmbedding) -> QueryEmbedding:
+        if not self.settings.cache_embeddings:
+            return inner
+        return CachedEmbedding(inner, self._layer("embedding"), self.folds_case)
+
+    def chunks(
+        self,
+        inner: Searcher,
+        snapshots: Snapshots,
+        models: QueryModels,
+        rerankers: Rerankers,
+    ) -> Searcher:
+        if self.settings.cache_chunks:
+            reranking = _reranking(self.settings, models.default, rerankers)
+            looks = Rereader(snapshots)
+            layer = self._layer("chunks")
+            inner = CachedSearcher(inner, looks, models, reranking, layer, self.folds_case)
+        return ObservedSearcher(inner)
+
+    def answers(self, inner: Writer, default: QueryEmbedding, ledger: Ledger) -> Writer:
+        if not self.settings.cache_answers:
+            return inner
+        return CachedWriter(inner, default, ledger, self._layer("answer"), self.flights)
+
+    def _layer(self, name: LayerName) -> Layer:
+        return Layer(name, self.store, self.statistics)
+
+
+@asynccontextmanager
+async def open_caches(settings: Settings) -> AsyncGenerator[Caches]:
+    """Connects to nothing yet; what is kept of it in Redis outlives this."""
+    async with AsyncExitStack() as stack:
+        bounds = _bounds(settings)
+        statistics = Statistics()
+        clients = open_clients(settings)
+        leases = None
+        if clients is None:
+            store: Store = InProcessStore(bounds)
+        else:
+            for client in clients:
+                stack.push_async_callback(client.aclose, close_connection_pool=True)
+            store = RedisStore(clients, bounds, timeout_seconds=settings.redis_timeout_seconds)
+            leases = Leases(store, clients[0])
+            shared = SharedStatistics(statistics, store, clients[0])
+            stack.push_async_callback(_end, asyncio.create_task(shared.keep()))
+        flights = Flights(leases)
+        stack.push_async_callback(flights.close)
+        reports = Reports(store, statistics)
+        stack.push_async_callback(reports.close)
+        yield Caches(settings, store, statistics, flights, {}, reports)
+
+
+def _bounds(settings: Settings) -> Mapping[LayerName, Bounds]:
+    entry_bytes, share = settings.cache_entry_bytes, settings.cache_tenant_share
+
+    def of(ttl_seconds: float, layer_bytes: int, bucket_share: float) -> Bounds:
+        return Bounds(ttl_seconds, layer_bytes, int(layer_bytes * bucket_share), entry_bytes)
+
+    return {
+        # Vectors belong to no tenant: there is one bucket of them.
+        "embedding": of(
+            settings.cache_embeddings_ttl_seconds, settings.cache_embeddings_bytes, 1.0
+        ),
+        "chunks": of(settings.cache_chunks_ttl_seconds, settings.cache_chunks_bytes, share),
+        "answer": of(settings.cache_answers_ttl_seconds, settings.cache_answers_bytes, share),
+    }
+
+
+def _reranking(settings: Settings, default: QueryEmbedding, rerankers: Rerankers) -> Reranking:
+    own = rerankers.own
+    return Reranking(
+        own,
+        (
+            rerankers.open(own).digest if own else "",
+            default.embedder.digest,
+            settings.reranker_model,
+            settings.rerank_candidates,
+            settings.rerank_share,
+        ),
+    )
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -184,9 +184,9 @@ class Settings(BaseSettings):
     cache_embeddings: bool = True
     cache_chunks: bool = True
     cache_answers: bool = True
-    cache_embeddings_ttl_seconds: Annotated[float, Field(gt=0)] = 7 * 86400
-    cache_chunks_ttl_seconds: Annotated[float, Field(gt=0)] = 30 * 86400
-    cache_answers_ttl_seconds: Annotated[float, Field(gt=0)] = 86400
+    cache_embeddings_ttl_seconds: Annotated[int, Field(gt=0)] = 604800
+    cache_chunks_ttl_seconds: Annotated[int, Field(gt=0)] = 2592000
+    cache_answers_ttl_seconds: Annotated[int, Field(gt=0)] = 86400
     cache_embeddings_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     cache_chunks_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     cache_answers_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024

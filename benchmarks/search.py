@@ -19,7 +19,8 @@ Other work on the machine shows in the 95th percentile first.
 
     python benchmarks/search.py FOLDER… --passages 100000 --home /tmp/corpus-100k [--record]
 
-    FOOTNOTE_RATE_LIMIT=1000000/minute footnote serve
+    FOOTNOTE_RATE_LIMIT=1000000/minute FOOTNOTE_CACHE_EMBEDDINGS=false \
+      FOOTNOTE_CACHE_CHUNKS=false footnote serve
     footnote ingest FOLDER --collection handbook
     python benchmarks/search.py FOLDER [--collection handbook] [--searches 400] [--record]
 """

@@ -30,6 +30,7 @@ from benchmarks.corpus_loading import load_into_home
 
 COLLECTION = "corpus"
 READY_SECONDS = 120.0
+LAYERS = ("EMBEDDINGS", "CHUNKS", "ANSWERS")
 
 
 async def ensure_corpus(home: Path, folders: Sequence[Path], passages: int) -> dict[str, Any]:
@@ -49,8 +50,8 @@ async def ensure_corpus(home: Path, folders: Sequence[Path], passages: int) -> d
 
 
 @asynccontextmanager
-async def running_service(home: Path) -> AsyncGenerator[str]:
-    """`footnote serve` in this home on a port of its own, without a worker and a rate limit."""
+async def running_service(home: Path, *, cached: bool = False) -> AsyncGenerator[str]:
+    """`footnote serve` in this home on a port of its own, without worker, rate limit and caches."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,6 +60,7 @@ async def running_service(home: Path) -> AsyncGenerator[str]:
         "FOOTNOTE_HOME": str(home),
         "FOOTNOTE_RATE_LIMIT": "100000000/minute",
         "FOOTNOTE_LOG_LEVEL": "warning",
+        **{f"FOOTNOTE_CACHE_{layer}": str(cached).lower() for layer in LAYERS},
     }
     command = [sys.executable, "-m", "app.cli", "serve", "--no-worker", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"

@@ -39,12 +39,15 @@ class CachedEmbedding:
         fold_case = await self._sees_no_case()
         normal = [normalise(text, fold_case=fold_case) for text in texts]
         keys = [EmbeddingKey(self.embedder.digest, kind, text).digest for text in normal]
-        known = dict(zip(keys, await self._layer.get(keys), strict=True))
+        # A search that finds nothing in layer 3 comes twice: it is one question all the same.
+        is_counted = kind != "query" or not self._layer.is_noted
+        found = await self._layer.get(keys, is_counted=is_counted)
+        known = dict(zip(keys, found, strict=True))
         width = self.embedder.dimensions * np.dtype(np.float32).itemsize
         missing = {
             key: text
             for key, text in zip(keys, normal, strict=True)
-            if (found := known[key]) is None or len(found) != width
+            if (vector := known[key]) is None or len(vector) != width
         }
         if kind == "query":
             self._layer.note("miss" if missing else "hit")
@@ -55,8 +58,7 @@ class CachedEmbedding:
             self._layer.count("computed_us", int((perf_counter() - started) * 1_000_000))
             self._layer.count("missed:new", len(missing))
             made = {
-                key: vector.astype("<f4").tobytes()
-                for key, vector in zip(missing, vectors, strict=True)
+                key: one.astype("<f4").tobytes() for key, one in zip(missing, vectors, strict=True)
             }
             known |= made
             await self._layer.put(SHARED, made)

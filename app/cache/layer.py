@@ -28,9 +28,11 @@ class Layer:
         self.statistics = statistics
         self._seen: OrderedDict[bytes, Mapping[str, bytes]] = OrderedDict()
 
-    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def get(self, keys: Sequence[bytes], *, is_counted: bool = True) -> list[bytes | None]:
         started = perf_counter()
         found = await self.store.get(self.name, keys)
+        if not is_counted:
+            return found
         hits = sum(one is not None for one in found)
         self.statistics.looked_up(
             self.name,
@@ -44,10 +46,16 @@ class Layer:
         await self.store.put(self.name, bucket, values)
 
     def note(self, outcome: Outcome) -> None:
-        """For the reply to the request that is being served."""
+        """For the reply to the request that is being served; what came first counts."""
         current = outcomes.get()
-        if current is not None:
+        if current is not None and current[self.name] == "off":
             current[self.name] = outcome
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether the request that is being served was here before."""
+        current = outcomes.get()
+        return current is not None and current[self.name] != "off"
 
     def count(self, name: str, amount: int = 1) -> None:
         self.statistics.add(self.name, name, amount)

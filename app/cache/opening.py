@@ -15,7 +15,7 @@ from app.cache.layer import Layer
 from app.cache.leases import Leases
 from app.cache.report import Reports
 from app.cache.single_flight import Flights
-from app.cache.statistics import SharedStatistics, Statistics
+from app.cache.statistics import SharedStatistics, Statistics, keep_settling
 from app.cache.store import RedisStore, open_clients
 from app.config import Settings
 from app.costs.ledger import Ledger
@@ -94,13 +94,14 @@ async def open_caches(settings: Settings) -> AsyncGenerator[Caches]:
         leases = None
         if clients is None:
             store: Store = InProcessStore(bounds)
+            counting = keep_settling(statistics)
         else:
             for client in clients:
                 stack.push_async_callback(client.aclose, close_connection_pool=True)
             store = RedisStore(clients, bounds, timeout_seconds=settings.redis_timeout_seconds)
             leases = Leases(store, clients[0])
-            shared = SharedStatistics(statistics, store, clients[0])
-            stack.push_async_callback(_end, asyncio.create_task(shared.keep()))
+            counting = SharedStatistics(statistics, store, clients[0]).keep()
+        stack.push_async_callback(_end, asyncio.create_task(counting))
         flights = Flights(leases)
         stack.push_async_callback(flights.close)
         reports = Reports(store, statistics)

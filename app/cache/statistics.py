@@ -89,6 +89,13 @@ class Statistics:
             del self.slots[slot]
 
 
+async def keep_settling(statistics: Statistics) -> None:
+    """For a process that counts for itself alone; until cancelled."""
+    while True:
+        await asyncio.sleep(SYNC_SECONDS)
+        statistics.settle()
+
+
 class SharedStatistics:
     """Adds this process's counts to those in Redis, every SYNC_SECONDS, and reads their sum."""
 

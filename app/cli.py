@@ -13,6 +13,7 @@ from app.commands import asking, library
 from app.commands.cache import cache
 from app.commands.costs import costs
 from app.commands.demo import demo
+from app.commands.experiments import experiments
 from app.commands.jobs import jobs
 from app.commands.keys import keys
 from app.commands.models import models_commands
@@ -129,6 +130,7 @@ cli.add_typer(models_commands(compare_models), name="models")
 cli.add_typer(keys, name="keys")
 cli.add_typer(cache, name="cache")
 cli.add_typer(costs, name="costs")
+cli.add_typer(experiments, name="experiments")
 cli.add_typer(evaluation, name="eval")
 
 

@@ -18,6 +18,7 @@ from app.documents.queue import Queue
 from app.documents.sources import Sources
 from app.documents.switches import ModelSwitches
 from app.errors import NotFound, Unauthenticated
+from app.experiments.rollouts import Rollouts
 from app.llm.pool import GenerationPool
 from app.resources import Resources
 from app.search.base import Searcher
@@ -110,6 +111,10 @@ async def _cost_reports(resources: ResourcesDep) -> CostReports:
     return resources.cost_reports
 
 
+async def _rollouts(resources: ResourcesDep) -> Rollouts:
+    return resources.rollouts
+
+
 CallerDep = Annotated[Caller, Depends(_caller)]
 """Who calls; the doors have already checked the key and its scopes."""
 
@@ -130,4 +135,5 @@ BudgetsDep = Annotated[Budgets, Depends(_budgets)]
 CostReportsDep = Annotated[CostReports, Depends(_cost_reports)]
 PoolDep = Annotated[GenerationPool, Depends(_pool)]
 CachesDep = Annotated[Caches, Depends(_caches)]
+RolloutsDep = Annotated[Rollouts, Depends(_rollouts)]
 MemoryDep = Annotated[Memory, Depends(_memory)]

@@ -12,6 +12,7 @@ from app.api import (
     costs,
     documents,
     duplicates,
+    experiments,
     health,
     instances,
     jobs,
@@ -82,6 +83,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(chat.router)
     app.include_router(costs.router)
     app.include_router(instances.router)
+    app.include_router(experiments.router)
     app.include_router(health.router)
     app.include_router(operations.router)
     app.include_router(cache.router)

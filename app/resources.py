@@ -12,9 +12,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.access import KeyRing
-from app.answering.answerer import GroundedAnswerer
+from app.access import Caller, KeyRing
+from app.answering.answerer import EXTRACTIVE, GroundedAnswerer
 from app.answering.base import Answerer
+from app.answering.experimenting import ExperimentingAnswerer
+from app.answering.prompts import PROMPTS
 from app.answering.writing import GroundedWriter
 from app.cache.opening import Caches, open_caches
 from app.config import Settings
@@ -41,6 +43,7 @@ from app.embedding.model_folder import location_of
 from app.embedding.query import serve_queries
 from app.embedding.query_models import QueryModels
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
+from app.experiments.rollouts import Available, Rollouts
 from app.jobs import Jobs
 from app.llm.base import ChatModel
 from app.llm.following import follow_configuration
@@ -129,6 +132,7 @@ class Resources:
     searcher: Searcher
     chat_model: GenerationPool | None
     answerer: Answerer
+    rollouts: Rollouts
     ledger: Ledger
     budgets: Budgets
     cost_reports: CostReports
@@ -196,6 +200,14 @@ async def open_resources(
         ledger = open_ledger(settings, engine)
         stack.push_async_callback(ledger.close)
         writer = caches.answers(GroundedWriter(query_embedder), query_embedder, ledger)
+        rollouts = Rollouts(
+            engine, sessions, partial(_available_to_arms, settings, chat_model, rerankers)
+        )
+        stack.push_async_callback(rollouts.close)
+        stack.push_async_callback(_cancel, asyncio.create_task(rollouts.follow()))
+        answerer = GroundedAnswerer(
+            searcher, writer, _metered(settings, chat_model, ledger), settings
+        )
 
         yield Resources(
             settings=settings,
@@ -226,9 +238,8 @@ async def open_resources(
             caches=caches,
             searcher=searcher,
             chat_model=chat_model,
-            answerer=GroundedAnswerer(
-                searcher, writer, _metered(settings, chat_model, ledger), settings
-            ),
+            answerer=ExperimentingAnswerer(answerer, rollouts),
+            rollouts=rollouts,
             ledger=ledger,
             budgets=Budgets(engine, settings.monthly_budget),
             cost_reports=CostReports(engine),
@@ -247,6 +258,13 @@ def open_ledger(settings: Settings, engine: AsyncEngine) -> Ledger:
         completion_per_million=settings.reference_completion_price_per_million,
     )
     return Ledger(engine, reference=reference, default_limit=settings.monthly_budget)
+
+
+async def _available_to_arms(
+    settings: Settings, chat_model: GenerationPool | None, rerankers: Rerankers, _caller: Caller
+) -> Available:
+    models = {EXTRACTIVE, *([settings.model] if chat_model else [])}
+    return Available(frozenset(models), frozenset(PROMPTS), reranker=bool(rerankers.own))
 
 
 def _metered(

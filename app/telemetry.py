@@ -57,9 +57,14 @@ GENERATIONS_WAITING = Gauge("footnote_generations_waiting", "Requests waiting fo
 TOKENS = Counter("footnote_tokens_total", "Tokens that models read and wrote", ["model", "kind"])
 COST = Counter("footnote_cost_total", "What generations cost", ["model"])
 SAVED = Counter("footnote_saved_total", "What caches and local models saved", ["by"])
-USAGE_LOST = Counter("footnote_usage_lost_total", "Generations that the ledger does not have")
+ROWS_LOST = Counter(
+    "footnote_rows_lost_total", "Rows that were to be written behind an answer", ["table"]
+)
 BUDGET_ALERTS = Counter(
     "footnote_budget_alerts_total", "Budgets that reached a percentage; 100: refused", ["percent"]
+)
+EXPERIMENTS_HALTED = Counter(
+    "footnote_experiments_halted_total", "Experiments halted because a guard was broken"
 )
 EJECTIONS = Counter(
     "footnote_ejections_total", "Model servers taken out of use, by cause", ["instance", "cause"]

@@ -19,7 +19,7 @@ from app.costs.prices import FREE, Payer, Price
 from app.costs.reports import CostReports, Period, dimensions, written_as_csv
 from app.db.session import open_engine
 from app.errors import BudgetExhausted, GenerationUnavailable, InvalidInput
-from app.telemetry import USAGE_LOST
+from app.telemetry import ROWS_LOST
 
 PAYER = Payer(1, None, ("default",))
 CLOUD = Listing("gpt", Price(completion_per_million=Decimal(10)), "orchestration", "openai")
@@ -201,6 +201,10 @@ async def test_what_is_no_budget_is_refused(budgets: Budgets, wrong: str) -> Non
         await budgets.set(1, Decimal(wrong))
 
 
+def lost_rows() -> float:
+    return ROWS_LOST.labels("usage")._value.get()
+
+
 class Cable:
     """The engine behind a cable that can be pulled."""
 
@@ -217,17 +221,17 @@ class Cable:
 async def test_without_the_database_what_costs_is_refused_and_what_is_free_waits(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.costs.ledger.FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("app.db.write_behind.FIRST_PAUSE_SECONDS", 0.01)
     cable: Any = Cable(engine)
     ledger = Ledger(cable, reference=FREE, capacity=3)
     with pytest.raises(GenerationUnavailable, match="budget cannot be asked"):
         await ledger.reserve(PAYER, CLOUD, Decimal("0.01"))
-    lost = USAGE_LOST._value.get()
+    lost = lost_rows()
     ledger.book(PAYER, LOCAL, ANSWER)
     await asyncio.sleep(0.05)  # one is at hand, three wait, the fifth finds no room
     for _ in range(4):
         ledger.book(PAYER, LOCAL, ANSWER)
-    assert USAGE_LOST._value.get() == lost + 1
+    assert lost_rows() == lost + 1
     cable.is_pulled = False
     await ledger.flush()
     assert await rows(engine, "SELECT count(*) FROM usage") == [(4,)]
@@ -237,14 +241,14 @@ async def test_without_the_database_what_costs_is_refused_and_what_is_free_waits
 async def test_what_cannot_be_written_when_the_service_stops_is_counted(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.costs.ledger.CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("app.db.write_behind.CLOSE_SECONDS", 0.05)
     cable: Any = Cable(engine)
     ledger = Ledger(cable, reference=FREE)
-    lost = USAGE_LOST._value.get()
+    lost = lost_rows()
     for _ in range(3):
         ledger.book(PAYER, LOCAL, ANSWER)
     await ledger.close()
-    assert USAGE_LOST._value.get() == lost + 3
+    assert lost_rows() == lost + 3
 
 
 async def test_a_report_adds_up_by_what_is_asked(ledger: Ledger, engine: AsyncEngine) -> None:

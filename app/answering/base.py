@@ -82,6 +82,16 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class InExperiment:
+    """The arm that gave an answer; `place` is its place among the arms, 0 for the control."""
+
+    id: str
+    name: str
+    arm: str
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """`grounded` is true when every sentence is supported by a source that it cites.
 
@@ -100,6 +110,7 @@ class Answer:
     notice: str | None = None
     is_complete: bool = True
     saved: Usage = Usage()
+    experiment: InExperiment | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from app.answering.base import (
     Citation,
     CitationFound,
     Finished,
+    InExperiment,
     Question,
     SourcesFound,
     TextDelta,
@@ -29,6 +30,7 @@ from app.api.schemas import (
     CitationInfo,
     ConversationInfo,
     ConversationRemoval,
+    ExperimentNote,
     FeedbackBody,
     FeedbackReply,
     MessageInfo,
@@ -119,6 +121,7 @@ class Exchange:
                 saved_cost=answer.saved.cost,
                 currency=self.currency,
             ),
+            experiment=None if answer.experiment is None else _note(answer.experiment),
             took_ms=round((perf_counter() - self.started) * 1000, 1),
         )
         turn = await self.memory.append(
@@ -207,6 +210,12 @@ def _question_and_history(body: ChatBody, settings: Settings) -> tuple[str, tupl
     *earlier, last = [Message(role=one.role, content=one.content) for one in body.messages]
     history = bounded_history(earlier, settings.history_turns, settings.history_chars)
     return last.content, history
+
+
+def _note(experiment: InExperiment) -> ExperimentNote:
+    return ExperimentNote(
+        id=experiment.id, name=experiment.name, arm=experiment.arm, place=experiment.place
+    )
 
 
 def _citation_info(citation: Citation) -> CitationInfo:

@@ -322,6 +322,15 @@ class UsageInfo(BaseModel):
     currency: str
 
 
+class ExperimentNote(BaseModel):
+    """The arm of an experiment that gave the answer; `place` is 0 for the control."""
+
+    id: str
+    name: str
+    arm: str
+    place: int
+
+
 class ChatReply(BaseModel):
     """`grounded`: every sentence is borne out by a source that it cites.
 
@@ -340,6 +349,7 @@ class ChatReply(BaseModel):
     message_id: UUID | None = Field(description="What feedback refers to.")
     cache: dict[str, str]
     usage: UsageInfo
+    experiment: ExperimentNote | None = None
     took_ms: Milliseconds
 
 

@@ -2,24 +2,20 @@
 
 What costs money is held back in the tenant's budget before it begins, in one short transaction, so
 that whatever runs at the same time, in however many processes, stays within the budget together.
-Everything else is written behind the answer, by one task with a bounded queue.
+Everything else is written behind the answer; see `app/db/write_behind.py`.
 
 When the database is away: a generation that costs money is refused, because its budget cannot be
-asked; a free one goes on. Rows wait in the queue and are written when the database is back. When
-the queue is full they are lost, counted and logged; a priced one then stays at the most that it
-could have cost.
+asked; a free one goes on. A row that is lost for want of room leaves a priced generation at the most
+that it could have cost.
 """
 
-import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
-import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -27,18 +23,9 @@ from app.costs.budgets import note_alerts, note_refusal
 from app.costs.prices import FREE, Payer, Price
 from app.db.models.costs import UsageMode
 from app.db.transactions import in_transaction
+from app.db.write_behind import CAPACITY, WriteBehind
 from app.errors import BudgetExhausted, FootnoteError, GenerationUnavailable
-from app.telemetry import COST, SAVED, TOKENS, USAGE_LOST
-
-CAPACITY = 10_000
-"""Rows that may wait: minutes of the busiest service."""
-BATCH = 200
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 10.0
-CLOSE_SECONDS = 5.0
-"""How long rows that wait may still be written when the service stops."""
-
-log = structlog.get_logger(__name__)
+from app.telemetry import COST, SAVED, TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +99,16 @@ class Ledger:
         self._engine = engine
         self._reference = reference
         self._default_limit = default_limit
-        self._waiting: asyncio.Queue[Entry | _Settlement] = asyncio.Queue(capacity)
-        self._unwritten = 0
-        self._writer = asyncio.create_task(self._write_on())
+        self._rows = WriteBehind[Entry | _Settlement](
+            engine, self._store, table="usage", capacity=capacity
+        )
 
     async def close(self) -> None:
-        """Write what waits, if that can be done soon."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._waiting.join()
-        self._writer.cancel()
-        await asyncio.wait({self._writer})
-        if self._unwritten:
-            USAGE_LOST.inc(self._unwritten)
-            log.error("usage_lost", rows=self._unwritten, reason="the service stopped")
+        await self._rows.close()
 
     async def flush(self) -> None:
         """Until everything booked so far is written."""
-        await self._waiting.join()
+        await self._rows.flush()
 
     # --- before a generation ---------------------------------------------------------------------
 
@@ -183,7 +162,7 @@ class Ledger:
         )
         saved = self._saved_by_local(spent, cost) if listing.is_local else Decimal(0)
         entry = _entry(payer, listing, mode, spent, cost, saved, reservation)
-        self._put(_Settlement(reservation, entry) if reservation else entry)
+        self._rows.put(_Settlement(reservation, entry) if reservation else entry)
         _count(entry)
         return cost
 
@@ -191,56 +170,21 @@ class Ledger:
         """Write down an answer that a cache gave; `saved` is what `model` had cost to write it."""
         listing = Listing(model, FREE, provider="cache")
         entry = _entry(payer, listing, "cached", NOTHING_SPENT, Decimal(0), saved, None)
-        self._put(entry)
+        self._rows.put(entry)
         _count(entry)
 
     def release(self, reservation: Reservation) -> None:
         """Give back what was held: the generation did not happen."""
-        self._put(_Settlement(reservation, None))
+        self._rows.put(_Settlement(reservation, None))
 
     def _saved_by_local(self, spent: Spent, cost: Decimal) -> Decimal:
         elsewhere = self._reference.of(spent.prompt_tokens, spent.completion_tokens, took_ms=0)
         return max(Decimal(0), elsewhere - cost)
 
-    # --- writing ---------------------------------------------------------------------------------
-
-    def _put(self, item: Entry | _Settlement) -> None:
-        try:
-            self._waiting.put_nowait(item)
-        except asyncio.QueueFull:
-            USAGE_LOST.inc()
-            log.error("usage_lost", rows=1, reason="too many rows wait for the database")
-        else:
-            self._unwritten += 1
-
-    async def _write_on(self) -> None:
-        while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < BATCH and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            await self._write(batch)
-            self._unwritten -= len(batch)
-            for _ in batch:
-                self._waiting.task_done()
-
-    async def _write(self, batch: Sequence[Entry | _Settlement]) -> None:
-        """Until it is written; what the database will never take is lost, counted and logged."""
-        pause_seconds = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                await in_transaction(
-                    self._engine.begin,
-                    lambda connection: _store(connection, batch, self._default_limit),
-                )
-                return
-            except FootnoteError as error:
-                log.warning("usage_waits", rows=len(batch), reason=error.detail)
-            except Exception:
-                USAGE_LOST.inc(len(batch))
-                log.exception("usage_lost", rows=len(batch))
-                return
-            await asyncio.sleep(pause_seconds)
-            pause_seconds = min(LONGEST_PAUSE_SECONDS, 2 * pause_seconds)
+    async def _store(
+        self, connection: AsyncConnection, batch: Sequence[Entry | _Settlement]
+    ) -> None:
+        await _store(connection, batch, self._default_limit)
 
 
 def _entry(

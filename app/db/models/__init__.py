@@ -4,6 +4,7 @@ from app.db.models.access import ApiKey, Tenant
 from app.db.models.conversations import Conversation, ConversationMessage, Feedback
 from app.db.models.costs import Budget, BudgetAlert, Spending, UsageRecord
 from app.db.models.documents import Blob, Collection, Document, DocumentVersion, IdempotencyKey
+from app.db.models.experiments import Experiment, ExperimentOutcome
 from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting, StoredTokenVectors
 from app.db.models.sources import RegisteredSource
 from app.db.models.switches import ModelSwitch
@@ -21,6 +22,8 @@ __all__ = [
     "DocumentVersion",
     "Embedding",
     "EmbeddingModel",
+    "Experiment",
+    "ExperimentOutcome",
     "Feedback",
     "IdempotencyKey",
     "ModelSwitch",

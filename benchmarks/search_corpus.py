@@ -50,7 +50,9 @@ async def ensure_corpus(home: Path, folders: Sequence[Path], passages: int) -> d
 
 
 @asynccontextmanager
-async def running_service(home: Path, *, cached: bool = False) -> AsyncGenerator[str]:
+async def running_service(
+    home: Path, *, cached: bool = False, **settings: str
+) -> AsyncGenerator[str]:
     """`footnote serve` in this home on a port of its own, without worker, rate limit and caches."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -61,6 +63,7 @@ async def running_service(home: Path, *, cached: bool = False) -> AsyncGenerator
         "FOOTNOTE_RATE_LIMIT": "100000000/minute",
         "FOOTNOTE_LOG_LEVEL": "warning",
         **{f"FOOTNOTE_CACHE_{layer}": str(cached).lower() for layer in LAYERS},
+        **settings,
     }
     command = [sys.executable, "-m", "app.cli", "serve", "--no-worker", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"

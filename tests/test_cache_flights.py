@@ -50,7 +50,8 @@ class Processes:
         self._stack = AsyncExitStack()
 
     async def open(self) -> Flights:
-        clients = open_clients(Settings(redis_url=SecretStr(self._server.url)))
+        settings = Settings(redis_url=SecretStr(self._server.url), redis_timeout_seconds=1.0)
+        clients = open_clients(settings)
         assert clients is not None
         for client in clients:
             self._stack.push_async_callback(client.aclose, close_connection_pool=True)

@@ -208,6 +208,7 @@ async def test_a_redis_that_is_away_costs_one_short_wait_and_is_found_again(
             assert seconds < TIMEOUT_SECONDS + MARGIN_SECONDS
             assert store.is_away
             assert store.problem is not None
+            assert await store.get("answer", [key(2)]) == [b"two"]  # remembered for a while
             # Now nobody waits for it.
             started = time.monotonic()
             for _ in range(200):

@@ -5,7 +5,8 @@ snapshot in which the caller's scope and the generations were read: what somebod
 is not there any more, cannot come out of it.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -89,6 +90,7 @@ class CachedSearcher:
         self._reranking = reranking
         self._layer = layer
         self._folds_case = folds_case
+        self._searching: dict[bytes, asyncio.Task[SearchResult]] = {}
 
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
         # An explanation tells of a search that was made; a model on trial serves nobody yet.
@@ -115,7 +117,27 @@ class CachedSearcher:
                 # Whatever is wrong with it, the search says better.
                 with suppress(FootnoteError):
                     await question.vector()
-        return await self._searched(caller, request, query)
+        return await self._together(key.digest, lambda: self._searched(caller, request, query))
+
+    async def _together(
+        self, digest: bytes, search: Callable[[], Coroutine[Any, Any, SearchResult]]
+    ) -> SearchResult:
+        """One search of all that miss the same at the same time; none of them can end it.
+
+        Whoever comes later saw the same generations as the first one, before it searched.
+        """
+        searching = self._searching.get(digest)
+        if searching is None:
+            searching = self._searching[digest] = asyncio.create_task(search())
+            searching.add_done_callback(lambda done: self._forget(digest, done))
+        else:
+            self._layer.count("joined")
+        return await asyncio.shield(searching)
+
+    def _forget(self, digest: bytes, done: "asyncio.Task[SearchResult]") -> None:
+        del self._searching[digest]
+        if not done.cancelled():
+            done.exception()  # seen, also when nobody waits any more
 
     async def _searched(
         self, caller: Caller, request: SearchRequest, query: ParsedQuery

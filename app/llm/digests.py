@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 FRESH_SECONDS = 5.0
 """So long after a tag was pulled anew the weights of before may still be taken for it."""
@@ -16,10 +16,10 @@ def with_tag(model: str) -> str:
 
 
 class KnownDigests:
-    """What `ask` said last of each server, asked again behind it after FRESH_SECONDS."""
+    """What each server said last, asked again behind it after FRESH_SECONDS."""
 
-    def __init__(self, ask: Callable[[], Awaitable[Sequence[Digests]]]) -> None:
-        self._ask = ask
+    def __init__(self, asks: Callable[[], Iterable[Awaitable[Digests]]]) -> None:
+        self._asks = asks
         self._told: Sequence[Digests] = ()
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
@@ -43,7 +43,7 @@ class KnownDigests:
 
     async def _refresh(self) -> None:
         try:
-            self._told = await self._ask()
+            self._told = await asyncio.gather(*self._asks())
             self._asked_at = time.monotonic()
         finally:
             self._asking = None

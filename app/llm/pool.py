@@ -30,7 +30,7 @@ from app.llm.base import (
     Message,
     Queued,
 )
-from app.llm.digests import Digests, KnownDigests
+from app.llm.digests import KnownDigests
 from app.llm.dispatch import Dispatcher, Request
 from app.llm.habits import Habits
 from app.llm.lanes import OwnerLimits
@@ -109,7 +109,7 @@ class GenerationPool:
             concurrency=limits.owner_concurrency,
             tokens_per_minute=limits.owner_tokens_per_minute,
         )
-        self._digests = KnownDigests(self._ask_digests)
+        self._digests = KnownDigests(lambda: (one.instance.digests() for one in self._members))
         self._dispatcher = Dispatcher(
             self._members, self._habits, self._unavailable, self._tally, clock
         )
@@ -390,9 +390,6 @@ class GenerationPool:
             hedges=dict(tally.hedges),
             instances=[instance_statistics(member, now) for member in self._members],
         )
-
-    async def _ask_digests(self) -> list[Digests]:
-        return await asyncio.gather(*(member.instance.digests() for member in self._members))
 
     def _next_wait_seconds(self) -> float:
         """What an interactive request of the usual size would wait if it came now."""

@@ -306,6 +306,32 @@ async def test_a_worker_killed_anywhere_leaves_one_model_and_the_next_goes_on(
         assert is_sound(await verify(engine, LOCAL_OWNER.tenant_id))
 
 
+async def test_a_switch_is_followed_by_its_job(
+    service: Service, models: Models, service_settings: Settings
+) -> None:
+    async with working(service_settings, models.default):
+        await fill(service, 1)
+    switch = (await call(service, model="wide"))[0]
+    path = f"/api/jobs/{switch['job_id']}"
+    job = (await service.client.get(path)).json()
+    assert (job["status"], job["collection"], job["title"]) == ("queued", "default", "wide")
+    assert job["document_id"] is None
+    assert job["progress"] == {"stage": "embedding", "done": 0, "total": switch["passages"]}
+    for what in ("cancel", "retry"):
+        reply = await service.client.post(f"{path}/{what}")
+        assert reply.status_code == 409
+        assert "footnote models drop-old --collection default" in reply.json()["hint"]
+    limited = await service.key("read", collections=["elsewhere"])
+    assert (await service.client.get(path, headers=limited)).status_code == 404
+    async with working(service_settings, models.default):
+        events = await service.client.get(f"{path}/events")
+    assert "event: done" in events.text
+    job = (await service.client.get(path)).json()
+    assert (job["status"], job["reason"], job["progress"]) == ("ready", None, None)
+    await call(service, model="default")
+    assert (await service.client.get(path)).json() == {**job, "title": ""}
+
+
 async def test_what_cannot_be_switched_is_refused(
     service: Service, models: Models, service_settings: Settings
 ) -> None:

@@ -33,13 +33,14 @@ class JobProgress(BaseModel):
 class JobInfo(BaseModel):
     """How far a document's processing is; `attempts` counts those that have begun.
 
-    `position` says how many jobs come before one that is queued; null when more than 1,000 do, and
+    A job that gives a collection another embedding model has no `document_id`, and that model as its
+    `title`. `position` says how many jobs come before one that is queued; null when more than 1,000 do, and
     in lists.
     """
 
     id: int
     status: DocumentStatus
-    document_id: UUID
+    document_id: UUID | None
     collection: str
     title: str
     attempts: int

@@ -1,7 +1,8 @@
 """The jobs that process documents: how far they are, and how they are stopped and tried again.
 
 A job is seen by whoever may see its document. A document has one job that counts, its latest;
-what an older one says is only how that one ended.
+what an older one says is only how that one ended. A job that gives a collection another model can be
+looked at as well; how it is stopped is that model's own business.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from app.access import Caller
 from app.config import Settings
 from app.db.collections import find_collection
 from app.db.documents import StoredDocument, lock_document, set_status
+from app.db.model_switches import SwitchJob, find_switch_job
 from app.db.models import Collection, Document
 from app.db.models.documents import DocumentStatus
 from app.db.queue import JOBS, position
@@ -52,7 +54,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """How far a document's processing is.
+    """How far a document's processing is, or a collection's other model, which is the `title` then.
 
     `attempts` counts those that have begun; `position` the jobs that come before this one, None
     when it does not wait, when many do, and in lists.
@@ -60,7 +62,7 @@ class JobState:
 
     id: int
     status: DocumentStatus
-    document_id: UUID
+    document_id: UUID | None
     collection: str
     title: str
     attempts: int
@@ -98,14 +100,16 @@ class Queue:
     # --- reading ----------------------------------------------------------------------------------
 
     async def job(self, caller: Caller, job_id: int) -> JobState:
-        """The state of a job on a document that the caller may see; else raises NotFound."""
+        """The state of a job on what the caller may see; else raises NotFound."""
 
         async def work(connection: AsyncConnection) -> JobState:
             rows = await connection.execute(_STATES.where(*visible(caller), JOBS.c.id == job_id))
             row = rows.one_or_none()
-            if row is None:
-                raise NotFound("There is no such job.")
-            state = _state(row)
+            state = (
+                _state(row)
+                if row is not None
+                else _switch_state(await self._switch_job(connection, caller, job_id))
+            )
             if state.status != "queued":
                 return state
             return replace(state, position=await position(connection, job_id))
@@ -269,13 +273,28 @@ class Queue:
     async def _lock(
         self, connection: AsyncConnection, caller: Caller, job_id: int
     ) -> StoredDocument:
-        """The document of a job, locked; raises NotFound."""
+        """The document of a job, locked; raises NotFound, and Conflict for a job on a model."""
         rows = await connection.execute(_STATES.where(*visible(caller), JOBS.c.id == job_id))
         row = rows.one_or_none()
-        document = await lock_document(connection, row.document_id) if row is not None else None
+        if row is None:
+            job = await self._switch_job(connection, caller, job_id)
+            raise Conflict(
+                f"This job gives the collection {job.collection} another embedding model.",
+                hint=f"`footnote models drop-old --collection {job.collection}` gives that up;"
+                " `footnote models switch` begins it again.",
+            )
+        document = await lock_document(connection, row.document_id)
         if document is None:
             raise NotFound("There is no such job.")
         return document
+
+    async def _switch_job(
+        self, connection: AsyncConnection, caller: Caller, job_id: int
+    ) -> SwitchJob:
+        job = await find_switch_job(connection, caller.tenant_id, job_id)
+        if job is None or not may_enter(caller, job.collection):
+            raise NotFound("There is no such job.")
+        return job
 
     async def _queue_again(self, connection: AsyncConnection, document: StoredDocument) -> Accepted:
         if document.status != "failed":
@@ -317,6 +336,26 @@ def _state(row: Any) -> JobState:
         attempts=row.attempts + (row.job_status == "doing"),
         reason=row.reason if is_latest else None,
         progress=Progress(**row.progress) if is_latest and row.progress else None,
+    )
+
+
+def _switch_state(job: SwitchJob) -> JobState:
+    switch = job.switch
+    status = _STATUS_OF_JOB[job.status]
+    if switch is not None and status in ("queued", "processing"):
+        # It comes back for the rest again and again, and is worked on all the time.
+        status = "processing" if switch.embedded or job.attempts else status
+    return JobState(
+        id=job.id,
+        status="failed" if switch is not None and switch.status == "failed" else status,
+        document_id=None,
+        collection=job.collection,
+        title=switch.model_name if switch is not None else "",
+        attempts=job.attempts + (job.status == "doing"),
+        reason=switch.reason if switch is not None else None,
+        progress=Progress("embedding", switch.embedded, switch.chunks_count)
+        if switch is not None and switch.status == "preparing"
+        else None,
     )
 
 

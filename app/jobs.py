@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import structlog
 from procrastinate import App, JobContext, PsycopgConnector
 from procrastinate.exceptions import ConnectorException, JobAborted
@@ -96,6 +97,11 @@ class LivingWorker:
         return self.heartbeat_age_seconds <= DEAD_AFTER_SECONDS
 
 
+async def _commit_each_statement(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Whatever the queue asks on its own connections is one statement."""
+    await connection.set_autocommit(True)
+
+
 class Jobs:
     """`open()` succeeds while the database is away; what needs it raises DatabaseUnavailable."""
 
@@ -111,6 +117,7 @@ class Jobs:
             reconnect_timeout=RECONNECT_SECONDS,
             open=False,
             check=AsyncConnectionPool.check_connection,
+            configure=_commit_each_statement,
             kwargs={
                 "row_factory": dict_row,
                 "connect_timeout": max(1, round(timeout_seconds)),

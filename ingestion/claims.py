@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.blobs import read_blob
 from app.db.collection_settings import CollectionSettings
 from app.db.collections import enter_collection
 from app.db.documents import StoredDocument, lock_document, set_status
@@ -52,8 +51,15 @@ async def claim_document(
     document = await lock_document(connection, document_id)
     if document is None or document.blob_sha256 is None or document.status == "failed":
         return None
-    found = await connection.execute(_SHELF, {"collection_id": document.collection_id})
-    model_id, settings = found.one()
+    found = await connection.execute(
+        _SHELF,
+        {
+            "collection_id": document.collection_id,
+            "tenant_id": document.tenant_id,
+            "sha256": document.blob_sha256,
+        },
+    )
+    model_id, settings, content = found.one()
     own = CollectionSettings.model_validate(settings)
     pipeline_digest = digest_for(own)
     if document.serves(document.blob_sha256, pipeline_digest) and document.pending is None:
@@ -61,7 +67,6 @@ async def claim_document(
             connection, document_id, "ready", claim=None, pipeline_digest=pipeline_digest
         )
         return None
-    content = await read_blob(connection, document.tenant_id, document.blob_sha256)
     if content is None:
         return None
     claim_id = uuid4()
@@ -153,4 +158,11 @@ async def _claimed(connection: AsyncConnection, claim: Claim) -> StoredDocument 
     return document
 
 
-_SHELF = text("SELECT embedding_model_id, settings FROM collections WHERE id = :collection_id")
+_SHELF = text(
+    """
+    SELECT c.embedding_model_id, c.settings, b.content
+    FROM collections AS c
+    LEFT JOIN blobs AS b ON b.tenant_id = :tenant_id AND b.sha256 = :sha256
+    WHERE c.id = :collection_id
+    """
+)

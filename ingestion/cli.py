@@ -323,7 +323,11 @@ async def _opened_tools(settings: Settings, url: str) -> "AsyncGenerator[Tools]"
     embedder = await asyncio.to_thread(LazyEmbedder, settings)
     # One connection more than the pipeline takes, for what tidies up beside it.
     engine = open_engine(
-        settings, url, pool_size=DATABASE_CONNECTIONS + 1, idle_seconds=WRITERS_IDLE_SECONDS
+        settings,
+        url,
+        pool_size=DATABASE_CONNECTIONS + 1,
+        idle_seconds=WRITERS_IDLE_SECONDS,
+        pre_ping=False,
     )
     try:
         async with open_tools(settings, engine, embedder) as tools:

@@ -241,6 +241,7 @@ class Station:
             self.assignment.database_url,
             pool_size=CONNECTIONS_PER_PROCESS,
             idle_seconds=WRITERS_IDLE_SECONDS,
+            pre_ping=False,
         )
         embedder = await asyncio.to_thread(self._open_model, settings)
         return await self._opened.enter_async_context(open_tools(settings, engine, embedder))

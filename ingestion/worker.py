@@ -93,7 +93,11 @@ async def run_worker(
         stop = _stopped_by_signals()
     # More connections than the pipeline takes: for the maintenance, for its lock, for token vectors.
     engine = open_engine(
-        settings, url, pool_size=DATABASE_CONNECTIONS + 3, idle_seconds=WRITERS_IDLE_SECONDS
+        settings,
+        url,
+        pool_size=DATABASE_CONNECTIONS + 3,
+        idle_seconds=WRITERS_IDLE_SECONDS,
+        pre_ping=False,
     )
     jobs = Jobs(url, timeout_seconds=settings.database_timeout_seconds)
     async with AsyncExitStack() as stack:

@@ -330,9 +330,8 @@ async def put_version(
             await keep_signs(connection, old.id, version_id)
         await remove_version(connection, shelf.collection_id, old)
         reach("version.old_removed")
-    await drop_unused_blobs(
-        connection, shelf.tenant_id, [document.blob_sha256, old.blob_sha256 if old else None]
-    )
+    replaced = {document.blob_sha256, old.blob_sha256 if old else None} - {version.sha256}
+    await drop_unused_blobs(connection, shelf.tenant_id, replaced)
     await count_change(
         connection,
         shelf.collection_id,

@@ -101,6 +101,10 @@ class Spent:
     parser_ms: float
     postgres_ms: float
 
+    @property
+    def all_ms(self) -> float:
+        return self.worker_ms + self.parser_ms + self.postgres_ms
+
     def per_document(self, before: "Spent", count: int) -> "Spent":
         return Spent(
             (self.worker_ms - before.worker_ms) / count,

@@ -7,7 +7,7 @@ Both sides must call this with the same language, or nothing matches; whoever st
 import re
 import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from string import ascii_lowercase
 from typing import Any
@@ -88,14 +88,34 @@ def extract_terms(text: str, language: str = "english") -> list[str]:
     `e-mail` and `email`, `1,000` and `1000`, `v2.3.1` and `2.3.1`. No term is longer than
     `MAX_TERM_CHARS`.
     """
+    return list(chain.from_iterable(map(_vocabulary(language).__getitem__, _tokens(text))))
+
+
+def read_terms(text: str, languages: Sequence[str]) -> list[tuple[str, ...]]:
+    """The terms of a text in its order, each as the languages read it: its distinct readings.
+
+    The first language's comes first. Where languages make different numbers of terms of a word,
+    each of them stands by itself.
+    """
+    vocabularies = [_vocabulary(language) for language in languages]
+    terms: list[tuple[str, ...]] = []
+    for token in _tokens(text):
+        readings = [vocabulary[token] for vocabulary in vocabularies]
+        if len(set(map(len, readings))) == 1:
+            terms += [tuple(dict.fromkeys(same)) for same in zip(*readings, strict=True)]
+        else:
+            terms += [(term,) for term in dict.fromkeys(chain.from_iterable(readings))]
+    return terms
+
+
+def _tokens(text: str) -> list[str]:
     if text.isupper():
         text = text.casefold()  # in a text of capitals they say nothing
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     if "," in text:
         text = _GROUPED_DIGITS.sub("", text)
-    tokens: list[str] = _TOKEN.findall(text)
-    return list(chain.from_iterable(map(_vocabulary(language).__getitem__, tokens)))
+    return _TOKEN.findall(text)
 
 
 def find_words(text: str) -> list[str]:

@@ -7,7 +7,7 @@ would find. What the model computes is kept in a folder, because it takes most o
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from app.embedding.base import TextKind, TokenEmbedder, Vectors
 from app.embedding.token_signs import TokenReader, pack_signs, word_spans
 from app.errors import DocumentRejected
 from app.search.keyword import inverse_document_frequency
-from app.search.matching import query_terms
+from app.search.matching import by_name, query_terms, readings
 from app.search.query import read_query
 from app.terms import extract_terms
 from evaluation.datasets import Dataset, Document
@@ -95,6 +95,11 @@ class Index:
     def query_terms(self, query: int) -> Counter[str]:
         text = self.dataset.queries[self.query_ids[query]]
         return query_terms(read_query(text).text, self.languages)
+
+    def readings(self, query: int) -> Mapping[str, PostingList]:
+        """The postings of the query's terms that languages read differently."""
+        text = self.dataset.queries[self.query_ids[query]]
+        return by_name(self.postings, readings(read_query(text).text, self.languages))
 
     def idf(self, term: str) -> float:
         return inverse_document_frequency(len(self.passages), len(self.postings.get(term, ())))

@@ -4,14 +4,15 @@ A signal is computed for the candidates of both legs together. Its unit does not
 standardises each over the candidates before it adds them up.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections import ChainMap, Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.db.postings import PostingList
 from app.search.keyword import KeywordScores, score
 from app.search.ranking import CANDIDATES, rank_by_both
 from app.search.vector import Neighbours
@@ -73,7 +74,12 @@ class Case:
         """BM25 of all passages that hold one of the terms."""
         index = self.index
         count = len(index.passages)
-        return score(index.postings, terms, chunks_count=count, terms_count=index.terms_count)
+        postings = ChainMap(dict(self.readings), index.postings)
+        return score(postings, terms, chunks_count=count, terms_count=index.terms_count)
+
+    @cached_property
+    def readings(self) -> Mapping[str, PostingList]:
+        return self.index.readings(self.query)
 
     def nearest(self, limit: int) -> Neighbours:
         order = np.argsort(-self.similarities, kind="stable")[:limit].astype(np.int64)

@@ -210,6 +210,21 @@ async def test_a_query_is_read_in_every_language_of_the_collection(index: Index)
     assert await index.texts("a house", mode="keyword") == ["houses stand empty"]
 
 
+async def test_a_word_is_not_rare_because_few_passages_are_in_another_language(
+    index: Index,
+) -> None:
+    english = [f"The values of table {number} are known." for number in range(30)]
+    best = "Values that validate a zeppelin."
+    await index.fill([*english, best, Source(["values xyz"], language="simple")])
+    found = await index.search("zeppelin values", mode="keyword", explain=True)
+    assert found.hits[0].text == best
+    scores = {hit.text: hit.score for hit in found.hits}
+    assert scores["values xyz"] < 2 * scores[english[0]]
+    assert list(found.query_terms) == ["zeppelin", "valu"]
+    explained = (found.explanation or {})["terms"]["valu"]
+    assert (explained["passages"], explained["stands_for"]) == (32, ["valu", "values"])
+
+
 async def test_many_postings_are_scored_alike_in_a_thread(
     filled: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:

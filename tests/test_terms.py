@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.terms import MAX_TERM_CHARS, extract_terms
+from app.terms import MAX_TERM_CHARS, extract_terms, read_terms
 
 
 def test_words_are_stemmed_and_keep_their_order_and_number() -> None:
@@ -181,3 +181,20 @@ def test_threads_do_not_disturb_each_other() -> None:
     expected = [extract_terms(text) for text in texts]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(extract_terms, texts)) == expected
+
+
+# --- read in several languages --------------------------------------------------------------------
+
+
+def test_a_word_has_a_reading_for_each_language() -> None:
+    read = read_terms("values of 2024 in Basel", ["english", "simple", "german"])
+    assert read == [("valu", "values", "valus"), ("2024",), ("basel",)]
+
+
+def test_where_languages_count_words_differently_each_stands_alone() -> None:
+    assert read_terms("don't travel", ["english", "simple"]) == [("don",), ("travel",)]
+
+
+@given(text=st.text(), language=st.sampled_from(["english", "french", "simple"]))
+def test_one_language_reads_what_it_indexes(text: str, language: str) -> None:
+    assert [term for (term,) in read_terms(text, [language])] == extract_terms(text, language)

@@ -12,7 +12,7 @@ from app.search.keyword import NO_MATCHES, KeywordScores, inverse_document_frequ
 from app.search.phrases import NOTHING_DEMANDED, Demands
 from app.search.query import ParsedQuery
 from app.search.scope import AllowedChunks, Scope
-from app.terms import extract_terms, fold
+from app.terms import fold, read_terms
 
 DEFAULT_LANGUAGE = "english"
 
@@ -27,7 +27,8 @@ THREAD_FROM_POSTINGS = 50_000
 class Matches:
     """What the keyword leg knows: the query's terms, where they occur, and all scores.
 
-    A beginning is one term, `config*`; `expansions` says which terms it stands for.
+    A word that languages read differently is one term, and so is a beginning, `config*`;
+    `expansions` says which terms of the index it stands for.
     """
 
     term_counts: Counter[str]
@@ -72,17 +73,15 @@ async def find_matches(
     term_counts = query_terms(query.text, languages)
     if not (term_counts or query.prefixes):
         return NOTHING_ASKED
-    expansions: dict[str, Sequence[str]] = {}
+    expansions = readings(query.text, languages)
     for beginning in query.prefixes:
         # What is begun is no word of its own: it would count twice.
         term_counts -= query_terms(beginning, languages)
+        term_counts[f"{beginning}*"] = 1
         expansions[f"{beginning}*"] = await _expand(snapshot, scope, beginning, languages)
     wanted = {*term_counts, *(term for terms in expansions.values() for term in terms)}
     postings = await read_postings(snapshot, scope.parameters["collection_ids"], list(wanted))
-    for name, terms in expansions.items():
-        term_counts[name] = 1
-        if known := [postings[term] for term in terms if term in postings]:
-            postings[name] = united(known)
+    postings |= by_name(postings, expansions)
 
     def scored() -> KeywordScores:
         scores = score(
@@ -109,7 +108,8 @@ async def _expand(
     found = await find_beginning(
         snapshot, scope.parameters["collection_ids"], fold(beginning), EXPANSIONS
     )
-    return list(dict.fromkeys([*found, *query_terms(beginning, languages)]))
+    words = [term for read in read_terms(beginning, languages) for term in read]
+    return list(dict.fromkeys([*found, *words]))
 
 
 def languages_of(scope: Scope) -> list[str]:
@@ -118,8 +118,30 @@ def languages_of(scope: Scope) -> list[str]:
 
 
 def query_terms(query: str, languages: Sequence[str]) -> Counter[str]:
-    """The terms of the query read in each language; one read alike in several counts once."""
-    term_counts: Counter[str] = Counter()
-    for language in languages:
-        term_counts |= Counter(extract_terms(query, language))
-    return term_counts
+    """The terms of the query as the first language reads them, with how often they occur."""
+    return Counter(read[0] for read in read_terms(query, languages))
+
+
+def readings(query: str, languages: Sequence[str]) -> dict[str, Sequence[str]]:
+    """What each term of the query stands for, of those that other languages read differently.
+
+    All readings of a word are one term. Apart, that of a language which few passages are in would
+    be rare, and so outweigh everything else that is asked.
+    """
+    if len(languages) < 2:
+        return {}
+    found: dict[str, dict[str, None]] = {}
+    for read in read_terms(query, languages):
+        found.setdefault(read[0], {}).update(dict.fromkeys(read))
+    return {name: list(terms) for name, terms in found.items() if len(terms) > 1}
+
+
+def by_name(
+    postings: Mapping[str, PostingList], expansions: Mapping[str, Sequence[str]]
+) -> dict[str, PostingList]:
+    """The postings of all terms that a name stands for, as those of one term."""
+    known = {
+        name: [postings[term] for term in terms if term in postings]
+        for name, terms in expansions.items()
+    }
+    return {name: united(lists) for name, lists in known.items() if lists}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from app.search.kinds import JUDGED, are_code
 from evaluation.datasets import Dataset
 from evaluation.fusion_index import Tell
 from evaluation.fusion_signals import Case, Places, Scores, listed
@@ -127,6 +128,19 @@ def _coverage(case: Case, name: str) -> float:
     return 1.0 if name == "vector" else float(case.signal("matched share").max(initial=0.0))
 
 
+def by_kind(vector: float) -> Ranker:
+    """More weight for vectors where the best passages are programs, as the product does it."""
+
+    def rank(case: Case) -> Ranked:
+        places, scores = even = weighted(vector=1.0, keyword=1.0)(case)
+        best = places[np.lexsort((places, -scores))][:JUDGED]
+        if not are_code([case.index.passages[place].embedded for place in listed(best)]):
+            return even
+        return weighted(vector=vector, keyword=2 - vector)(case)
+
+    return rank
+
+
 def _candidates(limit: int) -> Ranker:
     return lambda case: case.fused(limit)
 
@@ -150,6 +164,7 @@ VARIANTS = (
         "other weights",
         {f"{v}:{2 - v:.1f}": weighted(vector=v, keyword=2 - v) for v in (0.6, 0.8, 1.0, 1.2, 1.4)},
     ),
+    Variant("weights by kind", {f"{v}:{2 - v:.1f}": by_kind(v) for v in (0.8, 1.2, 1.4, 1.6)}),
     *(
         Variant(f"weights by {name}", {f"{p}": _by_shape(shape, p) for p in (0.25, 0.5, 1.0)})
         for name, shape in (("gap", _gap), ("entropy", _certainty), ("coverage", _coverage))

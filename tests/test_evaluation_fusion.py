@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from evaluation.code_questions import functions
 from evaluation.datasets import Dataset, Document
-from evaluation.fusion import BASE, Judged, compare, cross_judged, ndcg, sampled
+from evaluation.fusion import BASE, Judged, by_kind, compare, cross_judged, ndcg, sampled
 from evaluation.fusion_signals import Case
 from evaluation.fusion_typos import Mender, with_typo
 from evaluation.metrics import score_questions
@@ -72,3 +73,47 @@ def test_a_sample_keeps_what_is_judged() -> None:
     assert len(kept) == 10
     assert {"7", "31"} <= kept
     assert sampled(dataset, None) is dataset
+
+
+def test_code_questions_leave_the_answer_out_of_the_code() -> None:
+    source = '''
+def add(a, b):
+    """Return the sum of two numbers.  Exact.
+
+    More of it.
+    """
+    total = a + b
+    return total
+
+def undocumented(a):
+    b = a
+    return b
+
+def short(a):
+    """Return the sum of two numbers."""
+    return a
+'''
+    assert list(functions(source)) == [
+        ("Return the sum of two numbers", "def add(a, b):\n    total = a + b\n    return total")
+    ]
+
+
+def test_among_programs_the_vectors_weigh_more() -> None:
+    kinds = {"code": "x = f(a, b)\nreturn x", "prose": "What is written here is no program."}
+    for kind, text in kinds.items():
+        index = type("Index", (), {"passages": [type("P", (), {"embedded": text})()] * 3})()
+        signals = {"vector": np.array([1.0, 0.0, -1.0]), "keyword": np.array([-1.0, 0.0, 1.1])}
+        case = cast(
+            Case,
+            type(
+                "Case",
+                (),
+                {
+                    "index": index,
+                    "candidates": np.arange(3),
+                    "standardised": lambda _, name, known=signals: known[name],
+                },
+            )(),
+        )
+        places, scores = by_kind(1.4)(case)
+        assert places[int(np.argmax(scores))] == (0 if kind == "code" else 2)

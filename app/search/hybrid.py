@@ -16,6 +16,7 @@ from app.errors import InvalidInput
 from app.search.base import SearchRequest, SearchResult
 from app.search.candidate import with_candidate_model
 from app.search.explanation import explain_search
+from app.search.kinds import JUDGED, are_code
 from app.search.late_interaction import LateInteraction
 from app.search.matching import NOTHING_ASKED, find_matches, languages_of
 from app.search.passages import read_hits
@@ -23,6 +24,7 @@ from app.search.phrases import find_demands
 from app.search.query import read_query
 from app.search.ranking import (
     CANDIDATES,
+    CODE_WEIGHTS,
     rank_by_both,
     rank_by_keyword,
     rank_by_vector,
@@ -96,9 +98,12 @@ class HybridSearcher:
                         )
             choices: set[RerankerChoice | None] = {one.reranker for one in scope.collections}
             reranker, reason = choose(request.rerank, choices, self._rerankers.own)
-            count = max(request.limit, self._rerankers.candidates if reranker else 0)
+            count = max(request.limit, JUDGED, self._rerankers.candidates if reranker else 0)
             with stage("search", "passages", times_ms):
                 hits = await read_hits(snapshot, scope, ranking, request, count)
+                if request.mode == "hybrid" and are_code([hit.text for hit in hits]):
+                    ranking = ranking.reweighed(CODE_WEIGHTS)
+                    hits = await read_hits(snapshot, scope, ranking, request, count)
         told = f"not done: {reason}" if reason else None
         if reranker:
             # Only now: no connection is held while a model reads.

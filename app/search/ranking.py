@@ -1,6 +1,7 @@
 """From what the two legs found to one order, with the reasons. Pure."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -19,6 +20,10 @@ CANDIDATES = 100
 judged sets 100 found what 200 and 400 did."""
 
 LEG_WEIGHT = 1.0
+
+CODE_WEIGHTS = {"vector": 1.4, "keyword": 0.6}
+"""Between programs: who asks for a function seldom uses its words. Chosen on one set of code and
+judged on another, each way round; prose is best served by equal weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,17 @@ class Ranking:
     chunk_ids: ChunkIds
     scores: Scores
     legs: tuple[Leg, ...]
+
+    def reweighed(self, weights: Mapping[str, float]) -> "Ranking":
+        """The same opinions added up with other weights; legs that are not named keep theirs."""
+        legs = [replace(leg, weight=weights.get(leg.name, leg.weight)) for leg in self.legs]
+        fused = fuse([leg.scores for leg in legs], [leg.weight for leg in legs])
+        order = np.lexsort((self.chunk_ids, -fused))
+        return Ranking(
+            self.chunk_ids[order],
+            fused[order],
+            tuple(replace(leg, scores=leg.scores[order]) for leg in legs),
+        )
 
     def similarity(self, place: int) -> float | None:
         """The cosine of the chunk at this place; None when the vector leg did not run."""

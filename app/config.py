@@ -118,6 +118,9 @@ class Settings(BaseSettings):
     rerank_timeout_seconds: Annotated[float, Field(gt=0)] = 1.0
     rerank_queue_size: Annotated[int, Field(ge=0)] = 16
 
+    # rewriting queries
+    rewrite_timeout_seconds: Annotated[float, Field(gt=0)] = 3.0
+
     # access
     auth: Literal["auto", "on", "off"] = "auto"
     rate_limit: str = "30000/minute"

@@ -49,11 +49,12 @@ from app.llm.base import ChatModel
 from app.llm.following import follow_configuration
 from app.llm.metering import MeteredModel
 from app.llm.pool import GenerationPool
-from app.llm.registry import open_chat_model
+from app.llm.registry import generation_options, open_chat_model
 from app.search.base import Searcher
 from app.search.hybrid import HybridSearcher
 from app.search.rerankers import open_own, rerankers_of
 from app.search.reranking import Rerankers
+from app.search.rewriting import Rewriter, RewritingSearcher
 
 RETRY_DATABASE_SECONDS = 1.0
 MODELS_SECONDS = 1.0
@@ -194,20 +195,22 @@ async def open_resources(
         await asyncio.to_thread(open_own, rerankers)
         snapshots = Snapshots(settings, database_url)
         stack.push_async_callback(snapshots.close)
-        searcher = caches.chunks(
-            HybridSearcher(snapshots, models, rerankers), snapshots, models, rerankers
-        )
         ledger = open_ledger(settings, engine)
         stack.push_async_callback(ledger.close)
+        metered = _metered(settings, chat_model, ledger)
+        searcher = RewritingSearcher(
+            caches.chunks(
+                HybridSearcher(snapshots, models, rerankers), snapshots, models, rerankers
+            ),
+            Rewriter(metered, generation_options(settings), settings),
+        )
         writer = caches.answers(GroundedWriter(query_embedder), query_embedder, ledger)
         rollouts = Rollouts(
             engine, sessions, partial(_available_to_arms, settings, chat_model, rerankers)
         )
         stack.push_async_callback(rollouts.close)
         stack.push_async_callback(_cancel, asyncio.create_task(rollouts.follow()))
-        answerer = GroundedAnswerer(
-            searcher, writer, _metered(settings, chat_model, ledger), settings
-        )
+        answerer = GroundedAnswerer(searcher, writer, metered, settings)
 
         yield Resources(
             settings=settings,

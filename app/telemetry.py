@@ -40,6 +40,9 @@ DOCUMENTS = Counter("footnote_documents_total", "Documents processed, by outcome
 CHUNKS_EMBEDDED = Counter("footnote_chunks_embedded_total", "Chunks that the model embedded")
 CHUNKS_REUSED = Counter("footnote_chunks_reused_total", "Chunks whose vector was already known")
 RERANKS = Counter("footnote_reranks_total", "What rerankers were asked for", ["outcome"])
+REWRITES = Counter(
+    "footnote_rewrites_total", "Queries that a model was to rewrite, by outcome", ["outcome"]
+)
 ANSWERS = Counter("footnote_answers_total", "Answers, by mode", ["mode"])
 GENERATION_FAILURES = Counter(
     "footnote_generation_failures_total", "Failed generations", ["instance", "phase"]

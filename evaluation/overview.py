@@ -14,6 +14,7 @@ COLUMNS = {
     "vector": "vectors",
     RRF: "RRF",
     "hybrid": "hybrid",
+    "rewrite": "rewritten",
     "rerank": "reranked",
 }
 LEADING = MEASURES[0]

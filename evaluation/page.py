@@ -43,6 +43,7 @@ MODE_WORDS = {
     "vector": "vector",
     RRF: "RRF of both",
     "hybrid": "hybrid",
+    "rewrite": "hybrid, query rewritten",
     "rerank": "hybrid, reranked",
 }
 LEADING = MEASURES[0]

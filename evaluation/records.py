@@ -27,8 +27,9 @@ def mode_estimates(outcome: Outcome) -> dict[str, dict[str, Estimate]]:
 
 
 def compared_modes(outcome: Outcome) -> list[tuple[str, str]]:
-    """Pairs worth a difference: the fusion against its legs, the reranker against the fusion."""
+    """Pairs worth a difference: the fusion against its legs, models against the fusion."""
     pairs = [("hybrid", "keyword"), ("hybrid", "vector"), ("hybrid", "rrf"), ("rerank", "hybrid")]
+    pairs.append(("rewrite", "hybrid"))
     return [pair for pair in pairs if set(pair) <= set(outcome.scores)]
 
 

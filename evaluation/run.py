@@ -19,8 +19,17 @@ SEARCHES_AT_ONCE = 4
 POLL_SECONDS = 1.0
 STALL_SECONDS = 300.0
 
-MODES = ("keyword", "vector", "hybrid", "rerank")
-"""What is asked of the service; `rerank` is hybrid with the service's reranker."""
+MODES = ("keyword", "vector", "hybrid", "rewrite", "rerank")
+"""What may be asked of the service, each but the legs a hybrid search: `rewrite` for the query in a
+language model's words, `rerank` with the service's reranker."""
+
+BY_DEFAULT = tuple(mode for mode in MODES if mode != "rewrite")
+"""A language model takes a second or more for each question; it is measured when it is asked for."""
+
+CHECKED = ("rewrite", "rerank")
+"""Modes that a search may skip, and then says so."""
+
+PAST = {"rewrite": "rewritten", "rerank": "reranked"}
 
 RRF = "rrf"
 """Computed here, from the rankings of both legs, to compare with."""
@@ -41,7 +50,7 @@ Tell = Callable[[str, int, int], None]
 class Plan:
     """What to do with a set. `timed` questions are asked one by one, for their time."""
 
-    modes: Sequence[str] = MODES
+    modes: Sequence[str] = BY_DEFAULT
     limit: int | None = None
     timed: int = 100
     seed: int = 0
@@ -128,9 +137,14 @@ async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> O
         raise InvalidInput(
             f"{judged.name} asks for nothing that could be found.", hint="Add questions."
         )
-    setup = await service.setup(
-        collection, next(iter(queries.values())), reranked="rerank" in plan.modes
-    )
+    checked = [mode for mode in CHECKED if mode in plan.modes]
+    setup = await service.setup(collection, next(iter(queries.values())), checked)
+    if "rewrite" in checked and not setup["rewriter"]:
+        raise InvalidInput(
+            "No language model of the service rewrites queries.",
+            hint="Set FOOTNOTE_OLLAMA_URLS and FOOTNOTE_REWRITE_TIMEOUT_SECONDS, or leave out"
+            " --mode rewrite.",
+        )
     modes = [one for one in plan.modes if one != "rerank" or setup["reranker"]]
     if not modes:
         raise InvalidInput(
@@ -141,13 +155,14 @@ async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> O
 
     async def search(query: tuple[str, str]) -> "_Asked":
         hits: dict[str, Sequence[Hit]] = {}
-        is_reranked = True
+        skipped: set[str] = set()
         for mode in modes:
-            if mode == "rerank":
-                hits[mode], is_reranked = await service.reranked(collection, query[1])
+            if mode in CHECKED:
+                hits[mode], is_done = await service.searched_surely(collection, query[1], mode)
+                skipped |= set() if is_done else {mode}
             else:
                 hits[mode] = await service.search(collection, query[1], mode)
-        return _judge(query[0], hits, judge, is_reranked=is_reranked)
+        return _judge(query[0], hits, judge, skipped)
 
     asked = await each(queries.items(), search, SEARCHES_AT_ONCE, tell, "search")
     found = dict(zip(queries, asked, strict=True))
@@ -156,8 +171,9 @@ async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> O
         mode: {query_id: one.rankings[mode] for query_id, one in found.items()}
         for mode in asked[0].rankings
     }
-    if "rerank" in modes:
-        setup["questions not reranked"] = sum(not one.is_reranked for one in asked)
+    for mode in set(CHECKED) & set(modes):
+        skipped = sum(mode in one.skipped for one in asked)
+        setup[f"questions not {PAST[mode]}"] = skipped
     held = await service.collection(collection)
     given = held["documents"] if judged.documents is None else judged.documents
     return Outcome(
@@ -183,11 +199,11 @@ async def ask_all(service: Service, judged: Judged, plan: Plan, tell: Tell) -> O
 class _Asked:
     rankings: dict[str, list[str]]
     first: list[Found]
-    is_reranked: bool
+    skipped: set[str]
 
 
 def _judge(
-    query_id: str, hits: Mapping[str, Sequence[Hit]], judge: Judge, *, is_reranked: bool
+    query_id: str, hits: Mapping[str, Sequence[Hit]], judge: Judge, skipped: set[str]
 ) -> _Asked:
     """The rankings of one query in every mode, and by rank fusion where both legs were asked."""
     rankings = {mode: judge.units(query_id, found) for mode, found in hits.items()}
@@ -201,7 +217,7 @@ def _judge(
         Found(str(hit["title"]), " ".join(hit["text"].split()), judge.is_relevant(query_id, hit))
         for hit in best[:SHOWN_HITS]
     ]
-    return _Asked(rankings, first, is_reranked)
+    return _Asked(rankings, first, skipped)
 
 
 async def _time(

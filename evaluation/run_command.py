@@ -37,6 +37,7 @@ class Mode(StrEnum):
     KEYWORD = "keyword"
     VECTOR = "vector"
     HYBRID = "hybrid"
+    REWRITE = "rewrite"
     RERANK = "rerank"
 
 
@@ -48,7 +49,10 @@ def run_sets(
     api_key: ApiKey = None,
     mode: Annotated[
         list[Mode] | None,
-        typer.Option(help="Only this mode; may be repeated.", show_default=False),
+        typer.Option(
+            help="Only this mode; may be repeated. `rewrite` is measured only if it is named.",
+            show_default=False,
+        ),
     ] = None,
     split: Split = None,
     limit: Limit = None,
@@ -110,7 +114,7 @@ def run_sets(
     from evaluation.baseline import save as save_outcomes  # noqa: PLC0415 - as above
     from evaluation.page import write_page  # noqa: PLC0415 - as above
     from evaluation.records import outcome_record, write_record  # noqa: PLC0415 - as above
-    from evaluation.run import MODES, Outcome, Plan  # noqa: PLC0415 - as above
+    from evaluation.run import BY_DEFAULT, MODES, Outcome, Plan  # noqa: PLC0415 - as above
     from evaluation.trec import export  # noqa: PLC0415 - as above
 
     asked = Asked.read(sets, split, questions, collection)
@@ -118,7 +122,7 @@ def run_sets(
     if gate.drops and baseline is None:
         raise InvalidInput("--max-drop is of nothing.", hint="Name the --baseline to compare with.")
     saved = load(baseline) if baseline else None
-    modes = tuple(one for one in MODES if one in mode) if mode else MODES
+    modes = tuple(one for one in MODES if one in mode) if mode else BY_DEFAULT
     plan = Plan(modes=modes, limit=limit, timed=timed, seed=seed, keep=keep)
 
     def keep_outcome(outcome: Outcome) -> None:

@@ -14,7 +14,8 @@ from evaluation.datasets import Document
 
 HITS_MAX = 200
 PAGE_SIZE = 100
-RERANKS = 5
+WITH_A_MODEL = ("rewrite", "rerank")
+RETRIES = 5
 RERANKER_LOADS = 60
 RERANKED_HITS = 20
 ATTEMPTS = 60
@@ -88,25 +89,27 @@ class Service:
     async def searched(
         self, collection: str, query: str, mode: str, limit: int, **options: Any
     ) -> dict[str, Any]:
-        """The whole reply to a search; the mode `rerank` is hybrid with the service's reranker.
+        """The whole reply to a search; the modes `rewrite` and `rerank` are hybrid with a model.
 
-        In the other modes nothing is reranked, whatever the collection chooses.
+        In the other modes no model takes part, whatever the collection chooses.
         """
-        is_reranked = mode == "rerank"
         body: dict[str, Any] = {"query": query, "collection": collection, "limit": limit}
-        body |= {"mode": "hybrid" if is_reranked else mode, "rerank": is_reranked}
+        body |= {one: mode == one for one in WITH_A_MODEL}
+        body["mode"] = "hybrid" if mode in WITH_A_MODEL else mode
         return await self._call("POST", "/api/search", json=body | options)
 
-    async def reranked(self, collection: str, query: str) -> tuple[list[dict[str, Any]], bool]:
-        """Hits in the reranker's order, and whether it came to that.
+    async def searched_surely(
+        self, collection: str, query: str, mode: str
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Hits of a mode with a model, and whether the model took part.
 
-        A reranker that was late or busy is asked again: its judgement is wanted here, not its speed.
+        One that was late or busy is asked again: its judgement is wanted here, not its speed.
         """
         hits: list[dict[str, Any]] = []
-        for _ in range(RERANKS):
-            found = await self.searched(collection, query, "rerank", HITS_MAX)
+        for _ in range(RETRIES):
+            found = await self.searched(collection, query, mode, HITS_MAX)
             hits = found["hits"]
-            if not isinstance(_told(found), str) or not hits:
+            if not isinstance(_told(found, mode), str) or not hits:
                 return hits, True
         return hits, False
 
@@ -115,10 +118,10 @@ class Service:
         only = {"$document_id": document["id"]}
         return await self.search(collection, document["title"], "vector", filters=only)
 
-    async def setup(self, collection: str, query: str, *, reranked: bool) -> dict[str, Any]:
+    async def setup(self, collection: str, query: str, modes: Sequence[str]) -> dict[str, Any]:
         """What takes part in a search: models, weights, the collection's own settings.
 
-        The reranker is looked for only where it is to be measured.
+        The models of `modes` alone are looked for: those that are to be measured.
         """
         health = await self._call("GET", "/health")
         found = await self.searched(collection, query, "hybrid", 1, explain=True)
@@ -126,7 +129,8 @@ class Service:
         return {
             "runtime": health.get("checks", {}).get("embedding", {}).get("runtime"),
             "weights": explanation.get("weights"),
-            "reranker": await self._reranker(collection, query) if reranked else None,
+            "reranker": await self._reranker(collection, query) if "rerank" in modes else None,
+            "rewriter": await self._rewriter(collection, query) if "rewrite" in modes else None,
             "settings": (await self.collection(collection)).get("settings") or {},
             "cache": found.get("cache"),
         }
@@ -134,9 +138,18 @@ class Service:
     async def _reranker(self, collection: str, query: str) -> str | None:
         """Which reranker there is; a model that is being loaded is waited for."""
         for _ in range(RERANKER_LOADS):
-            told = _told(
-                await self.searched(collection, query, "rerank", RERANKED_HITS, explain=True)
-            )
+            found = await self.searched(collection, query, "rerank", RERANKED_HITS, explain=True)
+            told = _told(found, "rerank")
+            if not isinstance(told, str):
+                return None if told is None else str(told["model"])
+            if "would have taken" not in told:
+                break
+        return None
+
+    async def _rewriter(self, collection: str, query: str) -> str | None:
+        """Which model rewrites queries; one that is being loaded is waited for."""
+        for _ in range(RETRIES):
+            told = _told(await self.searched(collection, query, "rewrite", 1), "rewrite")
             if not isinstance(told, str):
                 return None if told is None else str(told["model"])
             if "would have taken" not in told:
@@ -179,10 +192,10 @@ class Service:
         )
 
 
-def _told(reply: dict[str, Any]) -> dict[str, Any] | str | None:
-    """What a reply says of its reranking: what took part, or in words why it was not done."""
+def _told(reply: dict[str, Any], mode: str) -> dict[str, Any] | str | None:
+    """What a reply says of a mode with a model: what took part, or why it was not done."""
     explanation: dict[str, Any] = reply.get("explanation") or {}
-    return explanation.get("rerank")
+    return explanation.get(mode)
 
 
 @asynccontextmanager

@@ -152,6 +152,7 @@ class Ears:
         self.searches: list[dict[str, Any]] = []
         self.name = "made-before"
         self.reranker: str | None = None
+        self.rewriter: str | None = None
         self.late = 0
         self.busy = 0
         self.stuck = False
@@ -196,6 +197,8 @@ class Ears:
         return httpx.Response(404, text="?")
 
     def explanation(self, body: dict[str, Any]) -> dict[str, Any]:
+        if body["rewrite"]:
+            return {"rewrite": {"model": self.rewriter} if self.rewriter else "not done: no model"}
         if not body["rerank"]:
             return {"weights": {"vector": 1.0, "keyword": 1.0}}
         if self.reranker is None:
@@ -294,13 +297,27 @@ async def test_questions_that_a_reranker_was_late_for_are_counted(
     service: Service, ears: Ears, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ears.reranker = "slow-encoder"
-    monkeypatch.setattr(client, "RERANKS", 2)
-    setup = await service.setup(ears.name, "trips", reranked=True)
+    monkeypatch.setattr(client, "RETRIES", 2)
+    setup = await service.setup(ears.name, "trips", ["rerank"])
     ears.late = 100
-    hits, is_reranked = await service.reranked(ears.name, "trips")
+    hits, is_reranked = await service.searched_surely(ears.name, "trips", "rerank")
     assert (setup["reranker"], len(hits), is_reranked) == ("slow-encoder", 3, False)
     monkeypatch.setattr(client, "RERANKER_LOADS", 2)
-    assert (await service.setup(ears.name, "trips", reranked=True))["reranker"] is None
+    assert (await service.setup(ears.name, "trips", ["rerank"]))["reranker"] is None
+
+
+async def test_rewriting_is_measured_when_it_is_asked_for(service: Service, ears: Ears) -> None:
+    ears.rewriter = "some-model"
+    outcome = await run(service, Plan(timed=0))
+    assert "rewrite" not in outcome.scores
+    outcome = await run(service, Plan(modes=("hybrid", "rewrite"), timed=0))
+    assert outcome.setup["rewriter"] == "some-model"
+    assert outcome.setup["questions not rewritten"] == 0
+    assert "rewrite - hybrid" in outcome_record(outcome)["gains"]
+    assert {body["mode"] for body in ears.searches if body["rewrite"]} == {"hybrid"}
+    ears.rewriter = None
+    with pytest.raises(InvalidInput, match="rewrites queries"):
+        await run(service, Plan(modes=("hybrid", "rewrite")))
 
 
 async def test_a_reranker_that_is_not_there_cannot_be_asked_for(service: Service) -> None:

@@ -203,6 +203,11 @@ class SearchBody(InCollections):
     rerank: StrictBool | None = Field(
         default=None, description="True asks, false forbids; left out, the collection decides."
     )
+    rewrite: StrictBool | None = Field(
+        default=None,
+        description="Let a language model put the query in other words; left out, the collection"
+        " decides.",
+    )
     filters: Filters = {}
     explain: StrictBool = False
     collapse_duplicates: StrictBool = Field(

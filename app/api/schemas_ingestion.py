@@ -141,6 +141,9 @@ class SearchChange(Wire):
         default=None, description="What re-orders the best passages; null: the service's own."
     )
     token_vectors: StrictBool | None = None
+    rewrite: StrictBool | None = Field(
+        default=None, description="Let a language model put queries in other words."
+    )
 
 
 class SettingsChange(Wire):

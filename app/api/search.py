@@ -34,6 +34,7 @@ async def search(
             limit=body.limit,
             mode=body.mode,
             rerank=body.rerank,
+            rewrite=body.rewrite,
             filters=body.filters,
             explain=body.explain,
             collapse_duplicates=body.collapse_duplicates,

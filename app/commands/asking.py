@@ -48,6 +48,14 @@ def search(
             help="Let a model put the best passages in order; by default the collection decides.",
         ),
     ] = None,
+    rewrite: Annotated[
+        bool | None,
+        typer.Option(
+            "--rewrite/--no-rewrite",
+            help="Let a language model put the query in other words; by default the collection"
+            " decides.",
+        ),
+    ] = None,
     explain: Annotated[bool, typer.Option(help="Draw how the order came about.")] = False,
     as_json: AsJson = False,
     url: Url = None,
@@ -61,6 +69,7 @@ def search(
         "explain": explain,
         "collapse_duplicates": collapse_duplicates,
         **({"rerank": rerank} if rerank is not None else {}),
+        **({"rewrite": rewrite} if rewrite is not None else {}),
         **_scope(collection, filters),
     }
 
@@ -75,8 +84,10 @@ def search(
         print_explained(reply)
         return
     print_hits(reply["hits"])
-    if not explain and isinstance(reply.get("explanation", {}).get("rerank"), str):
-        console().print(Text(plain(f"Reranking: {reply['explanation']['rerank']}"), "dim"))
+    told = reply.get("explanation", {})
+    for name, key in (("Rewriting", "rewrite"), ("Reranking", "rerank")):
+        if isinstance(told.get(key), str):
+            console().print(Text(plain(f"{name}: {told[key]}"), "dim"))
 
 
 def ask(

@@ -25,7 +25,8 @@ def print_explained(reply: Mapping[str, Any]) -> None:
     for title, part in (
         ("The query", _query_lines(told)),
         ("Its terms", _terms_table(told)),
-        ("Reranking", _rerank_lines(told)),
+        ("Rewriting", _model_said(told.get("rewrite"))),
+        ("Reranking", _model_said(told.get("rerank"))),
         ("Filters", _filter_lines(told)),
         ("Models and weights", _model_lines(told)),
         ("Where the time went", _stages_table(told, reply.get("took_ms"))),
@@ -132,13 +133,13 @@ def _terms_table(told: Mapping[str, Any]) -> Table | None:
     return table
 
 
-def _rerank_lines(told: Mapping[str, Any]) -> Table | Text | None:
-    rerank = told.get("rerank")
-    if rerank is None:
+def _model_said(said: Mapping[str, Any] | str | None) -> Table | Text | None:
+    """What a model did for the search, or why it did not."""
+    if said is None:
         return None
-    if isinstance(rerank, str):
-        return Text(plain(rerank), "yellow")
-    return _pairs((str(name), _words(value)) for name, value in rerank.items())
+    if isinstance(said, str):
+        return Text(plain(said), "yellow")
+    return _pairs((str(name), _words(value)) for name, value in said.items())
 
 
 def _filter_lines(told: Mapping[str, Any]) -> Text | None:

@@ -43,6 +43,10 @@ TokenVectors = Annotated[
         help="Compare queries word by word as well, for 3.5 KB a passage.",
     ),
 ]
+Rewrite = Annotated[
+    bool | None,
+    typer.Option("--rewrite/--no-rewrite", help="Let a language model put queries in other words."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -78,12 +82,15 @@ def create_collection(
     personal_data: PersonalData = None,
     reranker: Reranker = None,
     token_vectors: TokenVectors = None,
+    rewrite: Rewrite = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Make an empty collection."""
-    settings = _settings(chunk_tokens, overlap, strategy, personal_data, reranker, token_vectors)
+    settings = _settings(
+        chunk_tokens, overlap, strategy, personal_data, reranker, token_vectors, rewrite
+    )
     body = {"name": name, "settings": settings}
     reply = _call(url, api_key, "POST", "/api/collections", json=body)
     print_json(reply) if as_json else console().print(f"Made the collection {reply['name']}.")
@@ -107,6 +114,7 @@ def set_collection(
     personal_data: PersonalData = None,
     reranker: Reranker = None,
     token_vectors: TokenVectors = None,
+    rewrite: Rewrite = None,
     reset: Annotated[
         bool, typer.Option("--reset", help="Everything that is not given: back to the defaults.")
     ] = False,
@@ -119,7 +127,9 @@ def set_collection(
     They are made anew in the background where that is needed; until then the old passages are
     found.
     """
-    settings = _settings(chunk_tokens, overlap, strategy, personal_data, reranker, token_vectors)
+    settings = _settings(
+        chunk_tokens, overlap, strategy, personal_data, reranker, token_vectors, rewrite
+    )
     if reset:
         own = {"tokens": None, "overlap": None, "strategy": None, **settings.get("chunking", {})}
         settings = {"personal_data": None, "search": None, **settings, "chunking": own}
@@ -258,6 +268,7 @@ def _settings(
     personal_data: str | None,
     reranker: str | None,
     token_vectors: bool | None,
+    rewrite: bool | None,
 ) -> dict[str, Any]:
     """The settings that were given, as the API takes them."""
     given = {"tokens": chunk_tokens, "overlap": overlap, "strategy": strategy}
@@ -270,6 +281,8 @@ def _settings(
         search["reranker"] = None if reranker == "service" else reranker
     if token_vectors is not None:
         search["token_vectors"] = token_vectors
+    if rewrite is not None:
+        search["rewrite"] = rewrite
     if search:
         settings["search"] = search
     return settings
@@ -287,6 +300,7 @@ def _print_collection(reply: dict[str, Any]) -> None:
         "overlap": chunking["overlap"],
         "strategy": chunking["strategy"],
         "reranker": reply["settings"]["search"]["reranker"] or "as the service is set",
+        "rewrite queries": "yes" if reply["settings"]["search"]["rewrite"] else "no",
         "token vectors": "yes" if reply["settings"]["search"]["token_vectors"] else "no",
         "personal data": reply["settings"]["personal_data"],
         **{

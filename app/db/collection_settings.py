@@ -43,6 +43,9 @@ class SearchSettings(_Part):
         default=None, description="What re-orders the best passages; null: the service's own."
     )
     token_vectors: bool = False
+    rewrite: bool = Field(
+        default=False, description="Let a language model put queries in other words."
+    )
 
 
 class CollectionSettings(_Part):

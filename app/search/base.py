@@ -17,7 +17,7 @@ Mode = Literal["hybrid", "vector", "keyword"]
 class SearchRequest:
     """A question to the index. `collections` are names; `filters` are as in the contract.
 
-    `rerank` asks for it or forbids it; None leaves it to the collections.
+    `rerank` and `rewrite` ask for it or forbid it; None leaves it to the collections.
     With `collapse_duplicates` a passage that several documents hold is given once. With
     `candidate_model` the vectors are those of the model that the collections are to get.
     """
@@ -27,6 +27,7 @@ class SearchRequest:
     limit: int = 10
     mode: Mode = "hybrid"
     rerank: bool | None = None
+    rewrite: bool | None = None
     filters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     explain: bool = False
     collapse_duplicates: bool = False

@@ -8,9 +8,6 @@ import sys
 from tests.doubles.ollama.behaviour import Behaviour
 from tests.doubles.ollama.server import Server
 
-PREFILL_SPEED = 15.0
-"""Prompts are read this many times faster than answers are written."""
-
 
 async def run(port: int, control_port: int, behaviour: Behaviour) -> None:
     server = Server(behaviour)
@@ -32,10 +29,10 @@ def main() -> None:
     parser.add_argument("--behaviour", type=json.loads, default={}, help="more of it, as JSON")
     arguments = parser.parse_args()
     given = {"slots": arguments.slots, "load_seconds": arguments.load_seconds}
-    if arguments.speed:
-        given["token_seconds"] = 1 / arguments.speed
-        given["prefill_token_seconds"] = 1 / (arguments.speed * PREFILL_SPEED)
-    behaviour = Behaviour(**given | arguments.behaviour)
+    given |= arguments.behaviour
+    behaviour = (
+        Behaviour.of_speed(arguments.speed, **given) if arguments.speed else Behaviour(**given)
+    )
     asyncio.run(run(arguments.port, arguments.control_port, behaviour))
 
 

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+PREFILL_SPEED = 15.0
+"""A prompt is read this many times faster than an answer is written."""
+
 Fault = Literal["hang", "cut", "no_done", "error_line", "garbage", "status_500", "status_503"]
 
 
@@ -52,6 +55,13 @@ class Behaviour:
     flap_seconds: float = 0.0
     leaks_slots: bool = False
 
+    @classmethod
+    def of_speed(cls, tokens_per_second: float, **more: Any) -> "Behaviour":
+        """A machine that writes one answer alone at this speed."""
+        token_seconds = 1 / tokens_per_second
+        prefill_seconds = token_seconds / PREFILL_SPEED
+        return cls(token_seconds=token_seconds, prefill_token_seconds=prefill_seconds, **more)
+
     def prefill_seconds(self, uncached_tokens: int) -> float:
         seconds = self.first_token_seconds + uncached_tokens * self.prefill_token_seconds
         return seconds * self.slowness
@@ -63,7 +73,8 @@ class Behaviour:
 
 @dataclass
 class Stats:
-    """`most_in_flight` counts all generations asked for, waiting ones too, so it shows whether a
+    """`late_seconds` is how much later than due the `tokens` came, together, since the process had
+    no core to run on. `most_in_flight` counts all generations asked for, waiting ones too, so it shows whether a
     balancer keeps to the slots. It is taken a moment after each arrival, because one client's
     leaving and the next one's coming may be seen in either order.
     """
@@ -77,4 +88,6 @@ class Stats:
     completed: int = 0
     aborted: int = 0
     loads: int = 0
+    tokens: int = 0
+    late_seconds: float = 0.0
     last_request: dict[str, Any] | None = None

@@ -230,4 +230,6 @@ class Engine:
         if not self._awake.is_set():
             await self._awake.wait()
             due = loop.time()
+        self.stats.tokens += 1
+        self.stats.late_seconds += loop.time() - due
         return due

@@ -275,7 +275,9 @@ def line_of(key: str, cell: dict[str, Any]) -> str:
         f"{count} {fate}" for fate, count in cell["fates"].items() if fate != "answered"
     )
     marks = [fates, f"{cell['over_slots']} over slots" if cell["over_slots"] else ""]
-    marks += ["disturbed" if cell["disturbed"] else ""]
+    if cell["disturbed"]:
+        late = f"requests {cell['lag_p99_ms']} ms late, tokens {cell['tokens_late_ms']} ms"
+        marks.append(f"disturbed: {late}, {cell['processor_seconds']} s of processor")
     return f"{key:48} {ratio:18} {', '.join(each for each in marks if each)}"
 
 

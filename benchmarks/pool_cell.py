@@ -6,6 +6,7 @@ each request as a line of JSON.
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -17,6 +18,8 @@ from typing import Any, Literal
 
 from benchmarks.pool_systems import SYSTEMS, Broken, Fleet, Refused, Stream, Unanswered
 from benchmarks.pool_trace import Arrival, Machine
+
+ANSWERS = os.fdopen(os.dup(sys.stdout.fileno()), "w")
 
 Fate = Literal["answered", "refused", "unanswered", "broken", "timed_out", "wrong"]
 """`wrong`: text that is not the beginning of the answer, or a complete answer that is too short."""
@@ -114,11 +117,13 @@ async def run(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    ANSWERS.write(line + "\n")
+    ANSWERS.flush()
 
 
 def main() -> None:
+    # Whatever a contender's library prints must not stand between our lines.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     order = json.loads(sys.stdin.readline())
     try:
         result = asyncio.run(run(order))

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.pool_systems import free_port, request_body
+from benchmarks.pool_systems import request_body
 from benchmarks.pool_trace import Machine
 from tests.doubles.ollama import Behaviour
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class Instances:
     def __init__(self, count: int) -> None:
-        self._ports = [(free_port(), free_port()) for _ in range(count)]
-        self._processes = [self._started(place) for place in range(count)]
+        self._processes = [self._begun(0, 0) for _ in range(count)]
+        self._ports = [ports_of(process) for process in self._processes]
         self._client = httpx.AsyncClient(trust_env=False, timeout=30)
         self.most_in_flight = [0] * count
         self.late_seconds = 0.0
@@ -64,7 +64,9 @@ class Instances:
 
     async def start_again(self, place: int, behaviour: Behaviour) -> None:
         """On its old ports, with the model in memory."""
-        self._processes[place] = await asyncio.to_thread(self._started, place)
+        process = self._begun(*self._ports[place])
+        await asyncio.to_thread(ports_of, process)
+        self._processes[place] = process
         await self._prepare(place, behaviour, is_loaded=True)
 
     async def count(self, place: int) -> dict[str, Any]:
@@ -85,9 +87,8 @@ class Instances:
             process.terminate()
             process.wait()
 
-    def _started(self, place: int) -> "subprocess.Popen[str]":
-        port, control_port = self._ports[place]
-        process = subprocess.Popen(
+    def _begun(self, port: int, control_port: int) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
             [
                 *(sys.executable, "-m", "tests.doubles.ollama"),
                 *("--port", str(port), "--control-port", str(control_port)),
@@ -96,9 +97,6 @@ class Instances:
             text=True,
             cwd=ROOT,
         )
-        assert process.stdout is not None
-        process.stdout.readline()
-        return process
 
     def _control_url(self, place: int) -> str:
         return f"http://127.0.0.1:{self._ports[place][1]}"
@@ -106,3 +104,10 @@ class Instances:
     async def _control(self, place: int, path: str, body: dict[str, Any] | None = None) -> None:
         reply = await self._client.post(self._control_url(place) + path, json=body or {})
         reply.raise_for_status()
+
+
+def ports_of(process: "subprocess.Popen[str]") -> tuple[int, int]:
+    """Its port and its control's, once it listens."""
+    assert process.stdout is not None
+    port, control_port = process.stdout.readline().split()
+    return int(port), int(control_port)

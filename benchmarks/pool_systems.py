@@ -121,13 +121,16 @@ async def ask(port: int, prompt: str, silence_seconds: float) -> AsyncGenerator[
             status = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in status.split(b"\r\n", 1)[0]:
             raise Unanswered(status.split(b"\r\n", 1)[0].decode())
-        while True:
-            size = int(await reader.readline() or b"0", 16)
-            line = json.loads((await reader.readexactly(size + 2))[:size])
-            if line["done"]:
-                return
-            yield line["message"]["content"]
-            has_text = True
+        received = b""
+        while size := int(await reader.readline(), 16):
+            received += (await reader.readexactly(size + 2))[:size]
+            *lines, received = received.split(b"\n")
+            for line in map(json.loads, lines):
+                if line["done"]:
+                    return
+                yield line["message"]["content"]
+                has_text = True
+        raise EOFError("the stream ended without done")
     except (TimeoutError, OSError, EOFError, ValueError, KeyError) as error:
         raise (Broken if has_text else Unanswered)(repr(error)) from error
     finally:

@@ -211,7 +211,8 @@ class Engine:
             runner.free.pop()
         while runner.line and runner.free:
             turn = runner.line.popleft()
-            turn.slot.set_result(self._pick(runner, turn.prompt))
+            if not turn.slot.done():  # its client may have left in this moment
+                turn.slot.set_result(self._pick(runner, turn.prompt))
 
     # --- time ------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 """The scheduler that benchmarks/pool.py compares with: it knows everything, and is greedy.
 
 It knows every answer's length, every speed, and when an instance will fail and be well again. Each
-request goes, as it arrives, to where it will be over soonest, given all that was sent before it;
-requests that come later are not thought of, so it is no bound, but hard to beat. Times are those
-of the double: reading at its own speed, writing slower the more slots are taken, a line in order
-of arrival. The network and the processes cost nothing here.
+request goes, as it arrives, to where it adds least to the sum of all latencies: its own, and what
+it costs those that were sent before it. Requests that come later are not thought of, so it is no
+bound, but hard to beat; to look at its own latency alone was 5 % worse on the mean, and to wait for
+free slots 10 %. Times are those of the double: reading at its own speed, writing slower the more
+slots are taken, a line in order of arrival. The network and the processes cost nothing here.
 """
 
 from collections import deque
@@ -44,13 +45,18 @@ class Instance:
         else:
             self.line.append(job)
 
-    def ends_at(self, arrival: Arrival) -> float:
-        """When it would be over if it came here now."""
-        trial = copy(self)
-        trial.running = [copy(job) for job in self.running]
-        trial.line = deque(copy(job) for job in self.line)
+    def added_by(self, arrival: Arrival) -> float:
+        """By how much the sum of all ends grows if it comes here now; where it never ends, inf."""
+        before = dict(self._copy().run(inf))
+        trial = self._copy()
         trial.add(trial.job(arrival))
-        return next((at for name, at in trial.run(inf) if name == arrival.name), inf)
+        after = dict(trial.run(inf))
+        return sum(after.values()) - sum(before.values()) if arrival.name in after else inf
+
+    def _copy(self) -> "Instance":
+        running = [copy(job) for job in self.running]
+        line = deque(copy(job) for job in self.line)
+        return Instance(self.behaviour, self.outages, self.now, running, line)
 
     def run(self, until: float) -> Iterable[tuple[str, float]]:
         """Names of jobs with the times at which they end, up to `until`."""
@@ -111,7 +117,7 @@ def latencies(
     for arrival in arrivals:
         for instance in instances:
             ended.update(instance.run(arrival.at))
-        chosen = min(instances, key=lambda each: each.ends_at(arrival))
+        chosen = min(instances, key=lambda each: each.added_by(arrival))
         chosen.add(chosen.job(arrival))
     for instance in instances:
         ended.update(instance.run(inf))

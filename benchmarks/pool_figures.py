@@ -91,6 +91,7 @@ async def setup(count: int, slots: int, **behaviour: Any) -> AsyncIterator[Setup
             Settings(home=Path(home), ollama_urls=urls, model=MODEL, generation_queue_size=1000)
         )
         assert pool is not None
+        pool.start()
         try:
             made = Setup(pool, doubles, Path(home))
             await asyncio.gather(*(made.ask(2) for _ in range(count * slots)))

@@ -84,6 +84,7 @@ async def footnote(fleet: Fleet, folder: Path) -> AsyncIterator[Stream]:
     )
     pool = open_chat_model(settings)
     assert pool is not None
+    pool.start()
     options = generation_options(settings)
 
     async def stream(prompt: str) -> AsyncGenerator[str]:

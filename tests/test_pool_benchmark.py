@@ -93,9 +93,13 @@ async def test_the_double_takes_the_time_that_the_oracle_computes(double: Ollama
         return perf_counter() - started
 
     arrivals = burst(30, 60, 20)
-    took = await asyncio.gather(*(answered(arrival) for arrival in arrivals))
-    control = latencies([machine], HEALTHY, arrivals)
-    assert sorted(took) == pytest.approx(sorted(control.values()), rel=0.2)
+    control = sorted(latencies([machine], HEALTHY, arrivals).values())
+    for _ in range(5):  # a machine that does other work takes longer, never shorter
+        took = sorted(await asyncio.gather(*(answered(arrival) for arrival in arrivals)))
+        assert all(ours > 0.95 * best for ours, best in zip(took, control, strict=True))
+        if took == pytest.approx(control, rel=0.2):
+            return
+    pytest.fail(f"{took} is not {control}")
 
 
 async def test_text_of_another_answer_is_noticed() -> None:

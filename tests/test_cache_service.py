@@ -39,7 +39,12 @@ def cached_settings(
 ) -> Settings:
     double.reset()
     redis_server.client().flushall()
-    update = {"ollama_urls": (double.url,), "redis_url": SecretStr(redis_server.url)}
+    update = {
+        "ollama_urls": (double.url,),
+        "redis_url": SecretStr(redis_server.url),
+        # Beside other work this process may hear Redis late; what that does is tested apart.
+        "redis_timeout_seconds": 2.0,
+    }
     return service_settings.model_copy(update=update)
 
 
@@ -81,6 +86,7 @@ def what_was_said(answer: dict[str, Any]) -> dict[str, Any]:
 async def test_asked_twice_written_once_and_told_the_same(
     service: Service, double: OllamaDouble
 ) -> None:
+    before = double.stats().completed
     first, second = await ask(service), await ask(service)
     assert first["cache"] == {"embedding": "miss", "chunks": "miss", "answer": "miss"}
     assert second["cache"] == {"embedding": "hit", "chunks": "hit", "answer": "hit"}
@@ -92,7 +98,7 @@ async def test_asked_twice_written_once_and_told_the_same(
     assert saved["saved_prompt_tokens"] == spent["prompt_tokens"] > 0
     assert saved["saved_completion_tokens"] == spent["completion_tokens"] > 0
     assert first["conversation_id"] != second["conversation_id"]
-    assert double.stats().requests == 1
+    assert double.stats().completed - before == 1
 
 
 async def test_a_hit_is_streamed_as_the_first_time(service: Service) -> None:
@@ -230,8 +236,9 @@ async def test_hits_of_a_search_are_equal_to_the_last_digit(service: Service) ->
 
 async def test_a_hundred_at_once_are_one_generation(service: Service, double: OllamaDouble) -> None:
     double.set(first_token_seconds=0.5)
+    before = double.stats().completed
     answers = await asyncio.gather(*(ask(service) for _ in range(100)))
-    assert double.stats().requests == 1
+    assert double.stats().completed - before == 1
     assert len({one["answer"] for one in answers}) == 1
     assert len([one for one in answers if one["usage"]["completion_tokens"]]) == 1
 
@@ -258,7 +265,8 @@ async def test_without_redis_it_answers_and_says_so(
     trouble: str, cached_settings: Settings, shared_embedder: None, embedder: Any
 ) -> None:
     with running_redis() as server:
-        settings = cached_settings.model_copy(update={"redis_url": SecretStr(server.url)})
+        update = {"redis_url": SecretStr(server.url), "redis_timeout_seconds": 0.05}
+        settings = cached_settings.model_copy(update=update)
         async with open_service(settings) as service, working(settings, embedder):
             await ingest(service, "travel.md", TRAVEL)
             await ask(service)

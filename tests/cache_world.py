@@ -93,7 +93,7 @@ class World:
         restricted = caller.groups is not None and any(one.groups for one in shelf.documents)
         model = ScopedModel(1, self.embedding_model, self.embedding_model, DIMENSIONS, 1)
         own = ScopedCollection(
-            1, "books", shelf.generation, 1, 1, ["english"], restricted, None, False
+            1, "books", shelf.generation, 1, 1, ["english"], restricted, None, False, False
         )
         return Scope(
             model,

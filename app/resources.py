@@ -185,7 +185,7 @@ async def open_resources(
         stack.push_async_callback(jobs.close)
         chat_model = open_chat_model(settings)
         if chat_model is not None:
-            chat_model.start()
+            chat_model.start(redis)
             stack.push_async_callback(chat_model.close)
             stack.push_async_callback(
                 _cancel, asyncio.create_task(follow_configuration(chat_model))

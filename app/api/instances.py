@@ -47,6 +47,8 @@ async def read_statistics(pool: PoolDep) -> LoadBalancerStats:
         failovers=known.failovers,
         shed=known.shed,
         hedges=known.hedges,
+        processes=known.processes,
+        slots_shared=known.slots_shared,
         instances=[_instance_info(one) for one in known.instances],
     )
 

@@ -71,6 +71,7 @@ class LoadBalancerStats(BaseModel):
 
     `prediction_ratio` is the actual over the predicted time of answers. `failovers` are attempts
     that moved on before the first token (`first_token`), and answers that ended in `stream`.
+    `slots_shared`: the `processes` share the slots through Redis.
     """
 
     model: str
@@ -85,6 +86,8 @@ class LoadBalancerStats(BaseModel):
     failovers: dict[str, int]
     shed: dict[str, int]
     hedges: dict[str, int]
+    processes: int
+    slots_shared: bool
     instances: list[InstanceInfo]
 
 

@@ -129,10 +129,10 @@ class Attempts:
                 if not running:
                     task.result()
             if not done:
-                running += self._hedge(asked, attempts)
+                running += await self._hedge(asked, attempts)
             hedge_seconds = None
 
-    def _hedge(self, asked: Asked, attempts: list[Attempt]) -> list[Attempt]:
+    async def _hedge(self, asked: Asked, attempts: list[Attempt]) -> list[Attempt]:
         """A second attempt on a warm, idle server; none near saturation or over the budget."""
         now = self._clock()
         request = asked.request
@@ -147,11 +147,14 @@ class Attempts:
         ]
         if not warm:
             return []
+        member = min(warm, key=lambda one: self._dispatcher.work_seconds(one, request, now))
+        work = self._dispatcher.begin(member, request, now)
+        if not await self._dispatcher.confirm(member, work):
+            return []
         self._hedges.spend()
         self._tally.hedges["launched"] += 1
         HEDGES.labels("launched").inc()
-        member = min(warm, key=lambda one: self._dispatcher.work_seconds(one, request, now))
-        hedge = self._begin(asked, member, self._dispatcher.begin(member, request, now))
+        hedge = self._begin(asked, member, work)
         attempts.append(hedge)
         return [hedge]
 

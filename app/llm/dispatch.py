@@ -11,6 +11,7 @@ from app.llm.choice import Demand, plan
 from app.llm.habits import Habits, Prompt
 from app.llm.lanes import Lanes
 from app.llm.members import Member, Work
+from app.llm.shared_slots import SharedSlots
 from app.llm.statistics import PoolTally
 from app.telemetry import (
     GENERATION_SLOTS,
@@ -35,6 +36,7 @@ class Request:
     admission: Admission
     arrived_at: float
     deadline_at: float
+    had_its_turn: bool = False
     tried: set[Member] = field(default_factory=set[Member])
     granted: "asyncio.Future[tuple[Member, Work]] | None" = None
     held_since: float | None = None
@@ -59,6 +61,7 @@ class Dispatcher:
         clock: Callable[[], float],
     ) -> None:
         self.lanes = Lanes[Request]()
+        self.shared: SharedSlots | None = None
         self._members = members
         self._habits = habits
         self._lost = lost
@@ -71,7 +74,7 @@ class Dispatcher:
         """Stand in line, in front if it had its turn before; the server comes with its work begun."""
         granted = request.granted = asyncio.get_running_loop().create_future()
         request.held_since = None
-        self.lanes.join(request, request.admission.lane, in_front=bool(request.tried))
+        self.lanes.join(request, request.admission.lane, in_front=request.had_its_turn)
         request.expected_wait_seconds = self.wait_seconds(request)
         self.dispatch()
         return granted
@@ -99,8 +102,21 @@ class Dispatcher:
         """Free the slot; once is enough."""
         if work in member.works:
             member.works.remove(work)
+            if work.has_lease and self.shared is not None:
+                self.shared.give_back(member)
             self._show(member)
             self.dispatch()
+
+    async def confirm(self, member: Member, work: Work) -> bool:
+        """Whether the slot that was taken is free in the eyes of all processes; else it is not."""
+        if self.shared is None:
+            return True
+        try:
+            work.has_lease = await self.shared.take(member)
+        finally:
+            if not work.has_lease:
+                self.release(member, work)
+        return work.has_lease
 
     def usable(self, request: Request) -> list[Member]:
         """Servers that the request could get, free or not."""

@@ -66,6 +66,8 @@ class Work:
     stretch_tokens: int = 0
     stretch_concurrency: int = 0
     was_timed: bool = False
+    has_lease: bool = False
+    """Its slot is counted in Redis as well."""
     is_left_behind: bool = False
     """Another attempt has won. It goes on until its server speaks, or has shown that it does not."""
     drain: AnswerDrain | None = None

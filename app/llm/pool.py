@@ -9,15 +9,15 @@ request moves to another instance unnoticed; after it, it fails openly.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from math import ceil
 from random import Random
 from time import monotonic
 
 import structlog
+from redis.asyncio import Redis
 
-from app.errors import FootnoteError, GenerationUnavailable, Overloaded, RateLimited
+from app.llm.admission import Gate, PoolLimits
 from app.llm.attempts import Asked, Attempts
 from app.llm.base import (
     UNHURRIED,
@@ -33,7 +33,6 @@ from app.llm.base import (
 from app.llm.digests import KnownDigests
 from app.llm.dispatch import Dispatcher, Request
 from app.llm.habits import Habits
-from app.llm.lanes import OwnerLimits
 from app.llm.ollama import (
     PROBE_TIMEOUT_SECONDS,
     InstanceBroke,
@@ -43,9 +42,10 @@ from app.llm.ollama import (
 )
 from app.llm.pooled import PooledModel
 from app.llm.roster import Connect, InstanceAddress, Roster, State
-from app.llm.statistics import PoolStatistics, PoolTally, Shed, instance_statistics
+from app.llm.shared_slots import SharedSlots
+from app.llm.statistics import PoolStatistics, PoolTally, instance_statistics
 from app.llm.supervision import Supervisor
-from app.telemetry import GENERATION_FAILOVERS, GENERATION_SHED, STAGE_SECONDS
+from app.telemetry import GENERATION_FAILOVERS, STAGE_SECONDS
 
 MAX_ATTEMPTS = 5
 QUEUED_AFTER_SECONDS = 0.1
@@ -54,23 +54,6 @@ QUEUED_EVERY_SECONDS = 1.0
 MAX_RETRY_AFTER_SECONDS = 60
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
-    """What a request may wait for, how many may wait, and what one owner may have at once.
-
-    `batch_timeout_seconds` is the patience of the batch lane. An owner's limits are off at zero.
-    """
-
-    queue_size: int = 64
-    queue_timeout_seconds: float = 30.0
-    batch_timeout_seconds: float = 300.0
-    connect_timeout_seconds: float = 2.0
-    first_token_timeout_seconds: float = 120.0
-    stall_timeout_seconds: float = 30.0
-    owner_concurrency: int = 0
-    owner_tokens_per_minute: int = 0
 
 
 class GenerationPool:
@@ -94,7 +77,6 @@ class GenerationPool:
     ) -> None:
         self._model = model
         self._options = options
-        self._limits = limits
         self._roster = Roster(
             addresses,
             connect
@@ -105,13 +87,10 @@ class GenerationPool:
         self._clock = clock
         self._tally = PoolTally()
         self._habits = Habits()
-        self._owners = OwnerLimits(
-            concurrency=limits.owner_concurrency,
-            tokens_per_minute=limits.owner_tokens_per_minute,
-        )
         self._digests = KnownDigests(lambda: (one.instance.digests() for one in self._members))
+        self._gate = Gate(limits, self._members, self._habits, self._tally, clock)
         self._dispatcher = Dispatcher(
-            self._members, self._habits, self._unavailable, self._tally, clock
+            self._members, self._habits, self._gate.unavailable, self._tally, clock
         )
         patience = Patience(
             first_token_seconds=limits.first_token_timeout_seconds,
@@ -146,8 +125,21 @@ class GenerationPool:
     async def digest_of(self, model: str) -> str | None:
         return await self._digests.get(model)
 
-    def start(self) -> None:
-        """From now on, load models before they are asked for, and probe servers that idle."""
+    def start(self, redis: Redis | None = None) -> None:
+        """From now on, load models before they are asked for, and probe servers that idle.
+
+        With `redis`, slots are shared with all processes that have the same one.
+        """
+        if redis is not None:
+            shared = SharedSlots(
+                redis,
+                self._members,
+                changed=self._heard_of_others,
+                is_waiting=lambda: len(self._dispatcher.lanes) > 0,
+                clock=self._clock,
+            )
+            self._dispatcher.shared = self._supervisor.shared = shared
+            self._supervisor.spawn(shared.run())
         self._supervisor.watch()
 
     async def close(self) -> None:
@@ -190,21 +182,21 @@ class GenerationPool:
     ) -> AsyncGenerator[GenerationEvent]:
         """As `stream`, with any model that the servers have."""
         options = replace(options, context_tokens=self._options.context_tokens)
-        request = self._request(model, messages, options, admission)
+        request = self._gate.request(model, messages, options, admission)
         self._tally.requests += 1
-        self._admit(request)
+        self._gate.admit(request, self._dispatcher)
         owner, charged = admission.owner, request.prompt.tokens + request.expected_tokens
-        self._owners.begin(owner)
-        self._owners.charge(owner, charged, self._clock())
+        self._gate.owners.begin(owner)
+        self._gate.owners.charge(owner, charged, self._clock())
         try:
             async with aclosing(self._run(Asked(request, messages, options))) as events:
                 async for event in events:
                     if isinstance(event, Completion):
                         used = event.prompt_tokens + event.completion_tokens
-                        self._owners.charge(owner, used - charged, self._clock())
+                        self._gate.owners.charge(owner, used - charged, self._clock())
                     yield event
         finally:
-            self._owners.end(owner)
+            self._gate.owners.end(owner)
 
     async def _run(self, asked: Asked) -> AsyncGenerator[GenerationEvent]:
         request = asked.request
@@ -212,6 +204,10 @@ class GenerationPool:
             async with aclosing(self._turn(request)) as places:
                 async for place in places:
                     yield place
+            if not await self._dispatcher.confirm(*request.server()):
+                request.had_its_turn = True
+                continue
+            request.had_its_turn = True
             try:
                 async with aclosing(self._attempts.stream(asked, *request.server())) as events:
                     async for event in events:
@@ -225,7 +221,7 @@ class GenerationPool:
                     raise
                 usable = self._dispatcher.usable(request)
                 if len(request.tried) >= MAX_ATTEMPTS or not usable:
-                    raise self._unavailable(request, failure) from None
+                    raise self._gate.unavailable(request, failure) from None
                 self._count_failover("first_token")
                 log.info("generation_moves_on", why=failure.cause)
 
@@ -241,7 +237,7 @@ class GenerationPool:
                 if granted.done():
                     break
                 if left_seconds <= pause_seconds:
-                    raise self._overloaded(
+                    raise self._gate.overloaded(
                         "timed_out",
                         "No model server was free within "
                         f"{request.deadline_at - request.arrived_at:g} seconds.",
@@ -257,96 +253,9 @@ class GenerationPool:
         self._tally.queue_seconds.add(waited_seconds)
         STAGE_SECONDS.labels("chat", "queue").observe(waited_seconds)
 
-    # --- being let in ----------------------------------------------------------------------------
-
-    def _request(
-        self,
-        model: str,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        admission: Admission,
-    ) -> Request:
-        now = self._clock()
-        is_batch = admission.lane == "batch"
-        longest_seconds = (
-            self._limits.batch_timeout_seconds if is_batch else self._limits.queue_timeout_seconds
-        )
-        if admission.wait_seconds is not None:
-            longest_seconds = min(longest_seconds, admission.wait_seconds)
-        prompt, expected_tokens = self._habits.expect(model, messages, options.max_tokens)
-        return Request(
-            model,
-            prompt,
-            expected_tokens,
-            admission,
-            arrived_at=now,
-            deadline_at=now + longest_seconds,
-        )
-
-    def _admit(self, request: Request) -> None:
-        """Raises what the request is refused with, at once."""
-        owner = request.admission.owner
-        if not self._owners.has_room(owner):
-            self._count_shed("owner_limit")
-            raise RateLimited(
-                f"This key has {self._owners.concurrency} questions under way already.",
-                retry_after_seconds=ceil(self._dispatcher.wait_seconds(request)) or 1,
-            )
-        seconds = self._owners.seconds_until_tokens(owner, request.arrived_at)
-        if seconds:
-            self._count_shed("owner_limit")
-            raise RateLimited(
-                "This key has used its tokens of this minute.", retry_after_seconds=ceil(seconds)
-            )
-        if not self._dispatcher.usable(request):
-            raise self._unavailable(request)
-        if self._dispatcher.is_free_for(request):
-            return
-        wait_seconds = self._dispatcher.wait_seconds(request)
-        if len(self._dispatcher.lanes) >= self._limits.queue_size:
-            raise self._overloaded(
-                "queue_full", "Every model server is busy and the queue is full.", wait_seconds
-            )
-        longest_seconds = request.deadline_at - request.arrived_at
-        if wait_seconds > longest_seconds and self._habits.knows(request.model):
-            raise self._overloaded(
-                "wait_too_long",
-                f"A model server is expected to be free in {wait_seconds:.0f} seconds only; "
-                f"the request waits for {longest_seconds:g}.",
-                wait_seconds,
-            )
-
-    def _overloaded(self, why: Shed, detail: str, wait_seconds: float) -> Overloaded:
-        self._count_shed(why)
-        return Overloaded(
-            detail,
-            retry_after_seconds=min(MAX_RETRY_AFTER_SECONDS, max(1, ceil(wait_seconds))),
-        )
-
     def _count_failover(self, phase: str) -> None:
         self._tally.failovers[phase] += 1
         GENERATION_FAILOVERS.labels(phase).inc()
-
-    def _count_shed(self, why: Shed) -> None:
-        self._tally.shed[why] += 1
-        GENERATION_SHED.labels(why).inc()
-
-    def _unavailable(self, request: Request, last: InstanceFailed | None = None) -> FootnoteError:
-        """Why no instance is left for a request, and when to come again."""
-        now = self._clock()
-        serving = [one for one in self._members if not one.is_draining]
-        if serving and all(one.served(request.model).missing_until > now for one in serving):
-            return GenerationUnavailable(
-                f"No model server has the model {request.model}.",
-                hint=f"On the model server run `ollama pull {request.model}`.",
-            )
-        probes_at = [one.next_probe_at for one in serving if one.breaker.is_open]
-        all_out = bool(probes_at) and len(probes_at) == len(serving)
-        return GenerationUnavailable(
-            last.detail if last else "Every model server that could answer has failed repeatedly.",
-            hint=last.hint if last else None,
-            retry_after_seconds=max(1, ceil(min(probes_at) - now)) if all_out else 1,
-        )
 
     # --- what is known ---------------------------------------------------------------------------
 
@@ -374,6 +283,7 @@ class GenerationPool:
         now = self._clock()
         tally = self._tally
         lanes = self._dispatcher.lanes
+        shared = self._dispatcher.shared
         return PoolStatistics(
             model=self._model,
             waiting={"interactive": lanes.length("interactive"), "batch": lanes.length("batch")},
@@ -388,12 +298,19 @@ class GenerationPool:
             failovers=dict(tally.failovers),
             shed={str(why): count for why, count in tally.shed.items()},
             hedges=dict(tally.hedges),
+            processes=1 if shared is None else shared.processes,
+            slots_shared=shared is not None and shared.is_shared,
             instances=[instance_statistics(member, now) for member in self._members],
         )
 
+    def _heard_of_others(self) -> None:
+        if self._dispatcher.shared is not None:
+            self._gate.owners.processes = self._dispatcher.shared.processes
+        self._dispatcher.dispatch()
+
     def _next_wait_seconds(self) -> float:
         """What an interactive request of the usual size would wait if it came now."""
-        typical = self._request(self._model, [], self._options, UNHURRIED)
+        typical = self._gate.request(self._model, [], self._options, UNHURRIED)
         if self._dispatcher.is_free_for(typical):
             return 0.0
         return self._dispatcher.wait_seconds(typical)

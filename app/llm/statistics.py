@@ -105,6 +105,8 @@ class PoolStatistics:
     failovers: dict[str, int]
     shed: dict[str, int]
     hedges: dict[str, int]
+    processes: int
+    slots_shared: bool
     instances: list[InstanceStatistics]
 
 

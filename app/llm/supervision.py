@@ -16,6 +16,7 @@ from app.llm.base import Completion, GenerationOptions, Message
 from app.llm.digests import with_tag
 from app.llm.members import Member
 from app.llm.ollama import InstanceBroke, InstanceFailed, Patience
+from app.llm.shared_slots import SharedSlots
 from app.telemetry import DEGRADED, EJECTIONS, MODEL_LOADS
 
 PROBE_SECONDS = 30.0
@@ -24,6 +25,7 @@ UNREACHABLE_REST_SECONDS = 2.0
 CANARY_SECONDS = 20.0
 """A server that takes longer for one token of a tiny prompt, with its model loaded, is wedged."""
 RETIRE_SECONDS = 0.1
+CANCELLED_AGAIN_SECONDS = 0.2
 MEASURED_TOKENS = 8
 MOST_CANARY_TOKENS = 64
 CANARY = [Message("user", "Count from 1 to 100, with a space between the numbers.")]
@@ -57,16 +59,17 @@ class Supervisor:
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - only spreads the probes
         self._tasks: set[asyncio.Task[None]] = set()
+        self.shared: SharedSlots | None = None
 
     def watch(self) -> None:
         """Make all servers ready, then probe them every PROBE_SECONDS."""
         for member in self._members:
             self.meet(member)
-        self._spawn(self._probe_all())
+        self.spawn(self._probe_all())
 
     def meet(self, member: Member) -> None:
         """Load what is not resident and measure the speed once, while it has nothing else to do."""
-        self._spawn(self._meet(member))
+        self.spawn(self._meet(member))
 
     def eject(self, member: Member, cause: str, detail: str) -> None:
         """Its breaker has opened: probe it until it generates again."""
@@ -76,23 +79,25 @@ class Supervisor:
         for served in member.models.values():
             served.speed.doubt()
         self._show_degradation()
-        self._spawn(self._recover(member))
+        self.spawn(self._recover(member))
 
     def retire(self, member: Member) -> None:
         """Forget the server when its last request is over."""
         member.is_removed = True
-        self._spawn(self._retire(member))
+        self.spawn(self._retire(member))
 
     async def close(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Until Python 3.12 wait_for, in Redis's client, swallows a cancellation that comes as it
+        # ends.
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=CANCELLED_AGAIN_SECONDS)
 
     def _show_degradation(self) -> None:
         DEGRADED.labels("ollama").set(any(one.breaker.is_open for one in self._members))
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -201,9 +206,8 @@ class Supervisor:
 
     async def _generates(self, member: Member, model: str, tokens: int) -> bool:
         """Whether it writes so many tokens; a server without a free slot is busy, not well."""
-        if member.in_flight >= member.real_slots(self._clock()):
+        if not await self._take(member):
             return False
-        member.probes += 1
         options = replace(self._options, max_tokens=tokens)
         patience = Patience(
             first_token_seconds=min(CANARY_SECONDS, self._patience.first_token_seconds),
@@ -220,10 +224,26 @@ class Supervisor:
                 raise
             return failure.cause == "refused"
         finally:
-            member.probes -= 1
-            self._freed()
+            self._give_back(member)
         self._learn(member, model, completion)
         return True
+
+    async def _take(self, member: Member) -> bool:
+        """A slot for a probe: the cap holds for the pool's own requests, too."""
+        slots = member.real_slots(self._clock()) - member.held_by_others
+        if member.in_flight >= slots:
+            return False
+        member.probes += 1
+        if self.shared is None or await self.shared.take(member):
+            return True
+        member.probes -= 1
+        return False
+
+    def _give_back(self, member: Member) -> None:
+        member.probes -= 1
+        if self.shared is not None:
+            self.shared.give_back(member)
+        self._freed()
 
     def _learn(self, member: Member, model: str, completion: Completion) -> None:
         member.last_sign_at = self._clock()

@@ -1,10 +1,11 @@
 """Whole answers: searched, written by a model over HTTP or taken from the passages, checked."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -32,7 +33,7 @@ from app.errors import (
     InvalidInput,
     Overloaded,
 )
-from app.llm.base import Message
+from app.llm.base import Admission, GenerationEvent, GenerationOptions, Message
 from app.llm.pool import GenerationPool
 from app.llm.registry import open_chat_model
 from tests.doubles.ollama import OllamaDouble, running_ollama
@@ -362,6 +363,53 @@ async def test_a_reader_that_leaves_frees_the_model(
         await anext(events)
         await anext(events)
     await eventually(lambda: double.stats().aborted == 1, within_seconds=1.0)
+
+
+async def test_while_every_server_is_busy_a_collection_may_have_quotes_instead(
+    generated: GroundedAnswerer, shelf: Shelf, double: OllamaDouble
+) -> None:
+    double.set(answer="word " * 60, token_seconds=0.1)
+    busy = asyncio.create_task(ask(generated, ASKED))
+    await eventually(lambda: double.stats().generating == 1)
+    shelf.quotes_when_busy = True
+    answer = await ask(generated, ASKED)
+    assert (answer.mode, answer.model) == ("extractive", None)
+    assert answer.citations
+    assert answer.notice is not None
+    assert "busy" in answer.notice
+    assert not answer.is_complete
+    busy.cancel()
+    await asyncio.wait({busy})
+
+
+async def test_a_question_says_how_it_stands_in_line_and_for_whom(
+    shelf: Shelf, settings: Settings
+) -> None:
+    admissions: list[Admission] = []
+
+    class Noting:
+        name = MODEL
+
+        async def digest(self) -> str | None:
+            return None
+
+        async def stream(
+            self, messages: Sequence[Message], options: GenerationOptions, admission: Admission
+        ) -> AsyncGenerator[GenerationEvent]:
+            admissions.append(admission)
+            raise Overloaded
+            yield
+
+    answerer = GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), Noting(), settings)
+    key = uuid4()
+    caller = replace(LOCAL_OWNER, key_id=key)
+    question = Question(ASKED, ("default",), lane="batch", wait_seconds=3.0)
+    with pytest.raises(Overloaded):
+        async for _ in answerer.answer(caller, question):
+            pass
+    [admission] = admissions
+    assert (admission.lane, admission.wait_seconds) == ("batch", 3.0)
+    assert admission.owner == str(key)
 
 
 async def test_a_busy_embedding_model_does_not_break_an_answer_under_way(

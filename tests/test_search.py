@@ -294,6 +294,19 @@ async def test_a_restarted_database_is_not_noticed(filled: Index) -> None:
     assert await filled.texts("travel engineer hotels") == expected
 
 
+async def test_a_collection_says_whether_it_may_be_quoted_while_models_are_busy(
+    filled: Index, engine: AsyncEngine
+) -> None:
+    assert not (await filled.search("hotels")).quotes_when_busy
+    async with engine.begin() as connection:
+        settings = '{"answers": {"quote_when_busy": true}}'
+        await connection.execute(
+            text("UPDATE collections SET settings = CAST(:settings AS jsonb)"),
+            {"settings": settings},
+        )
+    assert (await filled.search("hotels")).quotes_when_busy
+
+
 async def test_no_database_is_told_as_such(settings: Settings) -> None:
     engine = open_engine(settings, "postgresql://nobody@127.0.0.1:9/nothing")
     async with open_index(engine, settings) as index:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from app.access import Caller
 from app.answering.prompts import PROMPT_VERSION
-from app.llm.base import ChatModel, GenerationOptions, Message, Queued
+from app.llm.base import ChatModel, GenerationOptions, Lane, Message, Queued
 from app.search.base import Hit, SearchResult
 
 AnswerMode = Literal["generated", "extractive", "declined"]
@@ -41,6 +41,9 @@ class Question:
     filters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     prompt_version: str = PROMPT_VERSION
     retrieval: Retrieval = Retrieval()
+    lane: Lane = "interactive"
+    wait_seconds: float | None = None
+    """The longest that it may wait for a model server; None for the service's own limit."""
 
 
 @dataclass(frozen=True, slots=True)

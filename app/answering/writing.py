@@ -14,6 +14,7 @@ from app.answering.base import (
     Brief,
     CitationFound,
     Finished,
+    Question,
     SourcesFound,
     TextDelta,
     Usage,
@@ -25,7 +26,7 @@ from app.answering.prompts import build_prompt, is_declining
 from app.answering.words import content_terms
 from app.costs.prices import Payer
 from app.embedding.base import QueryEmbedding
-from app.errors import GenerationUnavailable
+from app.errors import GenerationUnavailable, Overloaded
 from app.llm.base import Admission, ChatModel, Completion, GenerationEvent, Queued
 from app.search.base import Hit, SearchResult
 from app.telemetry import stage
@@ -38,6 +39,11 @@ be a reply of its own, with a status, instead of the end of a reply that had beg
 
 COMPLETE = "stop"
 """Why a model stopped that had said all it had to say."""
+
+BUSY = (
+    "Every model server was busy, so this answer is the documents' own sentences, word for word. "
+    "Ask again later for a written one."
+)
 
 Generated = AsyncGenerator[GenerationEvent]
 
@@ -52,8 +58,7 @@ class GroundedWriter:
         if brief.model is None:
             events = self._extract(brief)
         else:
-            payer = Payer(caller.tenant_id, caller.key_id, brief.question.collections)
-            events = self._generate(brief.model, brief, Admission(payer=payer))
+            events = self._generate_or_quote(brief.model, brief, _admission(caller, brief.question))
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -109,6 +114,31 @@ class GroundedWriter:
         )
         similarities: list[float] = (vectors @ np.asarray(brief.result.query_vector)).tolist()
         return choose(terms, embedded, similarities)
+
+    async def _generate_or_quote(
+        self, model: ChatModel, brief: Brief, admission: Admission
+    ) -> AsyncGenerator[AnswerEvent]:
+        """A model's words, or where the collections allow it quotes while no server is free."""
+        shown: Sequence[Hit] | None = None
+        try:
+            async with aclosing(self._generate(model, brief, admission)) as events:
+                async for event in events:
+                    if isinstance(event, SourcesFound):
+                        shown = event.hits
+                    yield event
+            return
+        except Overloaded:
+            # Raised before the first text only.
+            if not brief.result.quotes_when_busy:
+                raise
+        result = brief.result if shown is None else replace(brief.result, hits=shown)
+        async with aclosing(self._extract(replace(brief, result=result, notice=BUSY))) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    # Not what the question asked for: nobody is to be given it later.
+                    event = Finished(replace(event.answer, is_complete=False))
+                if shown is None or not isinstance(event, SourcesFound):
+                    yield event
 
     # --- a model's words -------------------------------------------------------------------------
 
@@ -192,6 +222,15 @@ def _generated(brief: Brief, text: str, grounding: Grounding, completion: Comple
         "FOOTNOTE_GENERATION_MAX_TOKENS sets the limit."
     )
     return replace(answer, notice=" ".join(filter(None, [brief.notice, limit])))
+
+
+def _admission(caller: Caller, question: Question) -> Admission:
+    return Admission(
+        lane=question.lane,
+        wait_seconds=question.wait_seconds,
+        owner=str(caller.key_id or ""),
+        payer=Payer(caller.tenant_id, caller.key_id, question.collections),
+    )
 
 
 async def _after_sources(

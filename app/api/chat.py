@@ -160,6 +160,8 @@ async def chat(
             history=history or conversation.history,
             model=body.model,
             filters=body.filters,
+            lane=body.lane,
+            wait_seconds=None if body.max_wait_ms is None else body.max_wait_ms / 1000,
         ),
     )
     if body.stream:

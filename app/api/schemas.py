@@ -276,6 +276,12 @@ class ChatBody(InCollections):
         default="interactive", description="How urgent it is; one queue serves all tiers so far."
     )
     filters: Filters = {}
+    lane: Literal["interactive", "batch"] = Field(
+        default="interactive", description="`batch`: nobody waits for it, so it goes last."
+    )
+    max_wait_ms: Annotated[int, Field(ge=0, le=3_600_000)] | None = Field(
+        default=None, description="Refuse it when no model server is free so soon."
+    )
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:

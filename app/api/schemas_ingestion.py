@@ -146,12 +146,20 @@ class SearchChange(Wire):
     )
 
 
+class AnswersChange(Wire):
+    quote_when_busy: bool | None = Field(
+        default=None,
+        description="Quote the passages' own sentences when no model server is free in time.",
+    )
+
+
 class SettingsChange(Wire):
     """A JSON merge patch: what is left out stays, null resets."""
 
     chunking: ChunkingChange | None = None
     personal_data: PersonalDataPolicy | None = None
     search: SearchChange | None = None
+    answers: AnswersChange | None = None
 
 
 class NewCollection(Wire):

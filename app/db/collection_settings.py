@@ -48,19 +48,30 @@ class SearchSettings(_Part):
     )
 
 
+class AnswerSettings(_Part):
+    """How questions are answered: nothing in here shapes what is stored of a document."""
+
+    quote_when_busy: bool = Field(
+        default=False,
+        description="Quote the passages' own sentences when no model server is free in time.",
+    )
+
+
 class CollectionSettings(_Part):
     """Stored with the collection, as JSON without the defaults."""
 
     chunking: ChunkingSettings = ChunkingSettings()
     personal_data: PersonalDataPolicy = "off"
     search: SearchSettings = SearchSettings()
+    answers: AnswerSettings = AnswerSettings()
 
     def stored(self) -> dict[str, object]:
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def shaping(self) -> dict[str, object]:
         """What of it shapes documents: where this changes, they are made anew."""
-        return {name: value for name, value in self.stored().items() if name != "search"}
+        stored = self.stored().items()
+        return {name: value for name, value in stored if name not in ("search", "answers")}
 
     def changed(self, change: Mapping[str, Any]) -> "CollectionSettings":
         """These settings after a JSON merge patch, in which null resets; raises InvalidInput."""

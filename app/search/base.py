@@ -79,6 +79,13 @@ class SearchResult:
     scope: Scope | None = None
     """What was searched, of which generation."""
 
+    @property
+    def quotes_when_busy(self) -> bool:
+        """Whether all collections allow quoting instead of refusing when no model server is free."""
+        return self.scope is not None and all(
+            one.quotes_when_busy for one in self.scope.collections
+        )
+
 
 class Searcher(Protocol):
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:

@@ -46,6 +46,7 @@ class ScopedCollection:
     reranker: RerankerChoice | None
     token_vectors: bool
     rewrite: bool
+    quotes_when_busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +180,14 @@ async def _find_collections(
     return models[wanted[0]], [found[name] for name in wanted]
 
 
-_FIRST_MODEL_COLUMN = 10
+_FIRST_MODEL_COLUMN = 11
 _COLLECTIONS = """
     SELECT c.id, c.name, c.generation, c.chunks_count, c.terms_count, c.languages,
       EXISTS (SELECT FROM documents AS d WHERE d.collection_id = c.id AND d.groups <> '{}'),
       c.settings -> 'search' ->> 'reranker',
       coalesce((c.settings #>> '{search,token_vectors}')::boolean, false),
       coalesce((c.settings #>> '{search,rewrite}')::boolean, false),
+      coalesce((c.settings #>> '{answers,quote_when_busy}')::boolean, false),
       m.id, m.name, m.digest, m.dimensions,
       (SELECT sum(o.chunks_count)::bigint FROM collections AS o WHERE o.embedding_model_id = m.id)
     FROM collections AS c JOIN embedding_models AS m ON m.id = c.embedding_model_id

@@ -9,9 +9,22 @@ import numpy as np
 from app.access import Caller
 from app.embedding.query import QueryEmbedder
 from app.search.base import Hit, SearchRequest, SearchResult
+from app.search.scope import Scope, ScopedCollection, ScopedModel
 from app.terms import extract_terms
 
 NAMESPACE = UUID("7b6f9d1e-6d0c-4f53-9f63-5d5f6c6a2f10")
+
+
+SCOPE = Scope(
+    ScopedModel(1, "words", "digest", 8, 3),
+    [
+        ScopedCollection(
+            1, "default", 1, 3, 30, (), False, None, False, False, quotes_when_busy=True
+        )
+    ],
+    condition=None,
+    parameters={},
+)
 
 
 class Shelf:
@@ -22,6 +35,7 @@ class Shelf:
         self.hits: list[Hit] = []
         self.documents: dict[UUID, str] = {}
         self.requests: list[SearchRequest] = []
+        self.quotes_when_busy = False
 
     def add(self, title: str, text: str, *, preface: str = "", heading: str = "") -> None:
         document_id = uuid5(NAMESPACE, title)
@@ -58,6 +72,7 @@ class Shelf:
             query_terms=terms,
             coverage=sum(term in known for term in terms) / max(1, len(terms)),
             cache={"embedding": "miss", "chunks": "off"},
+            scope=SCOPE if self.quotes_when_busy else None,
         )
 
     def _ranked(self, place: int, similarities: Sequence[float]) -> Hit:

@@ -36,6 +36,7 @@ FAILURES = {
         errors.Unavailable,
         errors.Overloaded,
         errors.GenerationUnavailable,
+        errors.BudgetExhausted,
         errors.GenerationInterrupted,
         errors.EmbeddingUnavailable,
     )

@@ -22,7 +22,7 @@ MAX_ROWS = 10_000
 
 # A question that was put to several collections is a group of its own: no cost counts twice.
 _EXPRESSIONS: dict[Dimension, str] = {
-    "day": "to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+    "day": "to_char((created_at AT TIME ZONE 'UTC')::date, 'YYYY-MM-DD')",
     "tenant": "(SELECT name FROM tenants WHERE id = tenant_id)",
     "model": "model",
     "collection": "array_to_string(collections, ' + ')",
@@ -30,8 +30,9 @@ _EXPRESSIONS: dict[Dimension, str] = {
     "provider": "provider",
     "key": "coalesce((SELECT name FROM api_keys WHERE id = key_id), '')",
 }
-# Keys are grouped by their ids: two of them may have one name.
+# By what is cheap to compare; and by the ids of keys, of which two may have one name.
 _GROUPED: dict[Dimension, str] = {
+    "day": "(created_at AT TIME ZONE 'UTC')::date",
     "tenant": "tenant_id",
     "key": "key_id",
     "collection": "collections",

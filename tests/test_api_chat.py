@@ -80,6 +80,9 @@ async def test_an_answer_has_all_that_the_contract_names(service: Service) -> No
         "cached_tokens": 0,
         "cost": "0",
         "currency": "USD",
+        "saved_prompt_tokens": 0,
+        "saved_completion_tokens": 0,
+        "saved_cost": "0",
     }
     assert reply["cache"].keys() == {"embedding", "chunks", "answer"}
     assert reply["took_ms"] > 0

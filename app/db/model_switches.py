@@ -56,20 +56,6 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
-class SwitchJob:
-    """A job that looks after a collection's other model; `status` and `attempts` are the job's own.
-
-    `switch` is the row as it is now, None when a later job looks after it or it is done with.
-    """
-
-    id: int
-    status: str
-    attempts: int
-    collection: str
-    switch: Switch | None
-
-
-@dataclass(frozen=True, slots=True)
 class DuePassage:
     """A passage without a vector; all that its embedded text is made of."""
 
@@ -153,19 +139,6 @@ async def conclude(
 async def note_job(connection: AsyncConnection, collection_id: int, job_id: int) -> None:
     """The job that looks after the switch from now on."""
     await connection.execute(_NOTE_JOB, {"collection_id": collection_id, "job_id": job_id})
-
-
-async def find_switch_job(
-    connection: AsyncConnection, tenant_id: int, job_id: int
-) -> SwitchJob | None:
-    found = await connection.execute(_FIND_JOB, {"tenant_id": tenant_id, "job_id": job_id})
-    row = found.one_or_none()
-    if row is None:
-        return None
-    switch = await find_switch(connection, row.collection_id)
-    if switch is not None and switch.job_id != job_id:
-        switch = None
-    return SwitchJob(job_id, row.status, row.attempts, row.collection, switch)
 
 
 async def lock_unattended(connection: AsyncConnection, limit: int) -> Sequence[int]:
@@ -341,14 +314,6 @@ _GIVE_UP = text(
     """
 ).bindparams(_IDS)
 _NOTE_JOB = text("UPDATE model_switches SET job_id = :job_id WHERE collection_id = :collection_id")
-_FIND_JOB = text(
-    """
-    SELECT c.id AS collection_id, c.name AS collection, j.status, j.attempts
-    FROM procrastinate_jobs AS j
-    JOIN collections AS c ON c.id = (j.args ->> 'collection_id')::integer
-    WHERE j.id = :job_id AND c.tenant_id = :tenant_id
-    """
-)
 _UNATTENDED = text(
     """
     SELECT s.collection_id FROM model_switches AS s JOIN collections AS c ON c.id = s.collection_id

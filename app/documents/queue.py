@@ -23,11 +23,11 @@ from app.access import Caller
 from app.config import Settings
 from app.db.collections import find_collection
 from app.db.documents import StoredDocument, lock_document, set_status
-from app.db.model_switches import SwitchJob, find_switch_job
 from app.db.models import Collection, Document
 from app.db.models.documents import DocumentStatus
 from app.db.queue import JOBS, position
 from app.db.session import Sessions
+from app.db.switch_jobs import SwitchJob, find_switch_job
 from app.db.transactions import in_transaction
 from app.documents.library import UPLOAD_ROOT
 from app.documents.records import Accepted

@@ -110,9 +110,9 @@ async def at_once(url: str, double: OllamaDouble, question: str) -> dict[str, in
     for client in clients:
         await client.open()
     before = double.stats().requests
-    double.set(first_token_seconds=0.5)
+    double.set(token_seconds=0.02)
     await asyncio.gather(*(ask(client, question) for client in clients))
-    double.set(first_token_seconds=0.0)
+    double.set(token_seconds=0.0)
     for client in clients:
         client.close()
     return {"questions": AT_ONCE, "generations": double.stats().requests - before}

@@ -13,7 +13,7 @@ COPY ingestion ingestion
 COPY reranker reranker
 COPY evaluation evaluation
 COPY migrations migrations
-RUN /opt/footnote/bin/pip install --constraint requirements.lock '.[pii]'
+RUN /opt/footnote/bin/pip install --constraint requirements.lock '.[cloud,pii]'
 
 FROM python:3.11.14-slim-trixie
 LABEL org.opencontainers.image.title="Footnote" \

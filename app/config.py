@@ -26,9 +26,19 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from app.errors import StartupError
+from app.language_models import (
+    OLLAMA,
+    WELL_KNOWN_PROVIDERS,
+    ModelSpec,
+    ProviderSpec,
+    Tier,
+    check_models,
+    check_provider_names,
+)
 
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -101,6 +111,9 @@ class Settings(BaseSettings):
 
     # models
     model: str = "llama3.1:8b"
+    models: tuple[ModelSpec, ...] = ()
+    providers: dict[str, ProviderSpec] = {}
+    tier_fallbacks: dict[Tier, tuple[Tier, ...]] = {}
     embedding_model: str = BUNDLED_MODEL
     embedding_runtime: Literal["auto", "onnx", "torch"] = "auto"
     embedding_batch_tokens: Annotated[int, Field(ge=1)] = 256
@@ -228,6 +241,24 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _models_that_fit(self) -> "Settings":
+        check_provider_names(self.providers)
+        check_models(self.all_models, [OLLAMA, *self.all_providers])
+        return self
+
+    @property
+    def all_models(self) -> tuple[ModelSpec, ...]:
+        """In the order in which they are tried: `model`, unless `models` says more of it, first."""
+        if any(one.name == self.model for one in self.models):
+            return self.models
+        return (ModelSpec(name=self.model), *self.models)
+
+    @property
+    def all_providers(self) -> dict[str, ProviderSpec]:
+        """By name, those whose address everybody knows included; Ollama's servers are no part."""
+        return {**WELL_KNOWN_PROVIDERS, **self.providers}
+
     @property
     def is_loopback(self) -> bool:
         return self.host in LOOPBACK_HOSTS
@@ -248,11 +279,21 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         lines = [
-            f"FOOTNOTE_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
-            if item["loc"]
-            else item["msg"]
+            _named(item["loc"]) + item["msg"].removeprefix("Value error, ")
             for item in error.errors()
         ]
         raise StartupError(
             "; ".join(lines), hint="Correct these settings; docs/configuration.md lists them all."
         ) from None
+    except SettingsError as error:
+        # Its own words repeat nothing of the value, which may be a secret.
+        raise StartupError(
+            f"{error}.", hint="Lists and mappings are given as JSON; see docs/configuration.md."
+        ) from None
+
+
+def _named(place: tuple[int | str, ...]) -> str:
+    """Which setting is meant, and where in it: `FOOTNOTE_MODELS, 0, tier: `."""
+    if not place:
+        return ""
+    return ", ".join([f"FOOTNOTE_{str(place[0]).upper()}", *map(str, place[1:])]) + ": "

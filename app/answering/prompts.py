@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from app.answering.citations import without_markers
 from app.answering.sentences import split_sentences
 from app.llm.base import GenerationOptions, Message
+from app.llm.token_estimate import ASCII_CHARS_PER_TOKEN, estimate_tokens
 from app.search.base import Hit
 
 PROMPT_VERSION = "1"
@@ -63,11 +64,6 @@ _DECLINES = re.compile(
 _CLOSING_TAG = re.compile(r"<(?=/?source\b)", re.IGNORECASE)
 _FENCED = re.compile(r"(^\s{0,3}```.*?^\s{0,3}```)", re.DOTALL | re.MULTILINE)
 _NUMBER_IN_BRACKETS = re.compile(r"\[(\d{1,3})\]")
-
-# The real figure differs from model to model; these are low, because a prompt that is too long
-# is silently cut by the server, and by its beginning.
-_ASCII_CHARS_PER_TOKEN = 3.2
-_OTHER_CHARS_PER_TOKEN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +118,6 @@ def is_declining(answer: str) -> bool:
     return not cited or len(split_sentences(answer)) == 1
 
 
-def estimate_tokens(text: str) -> int:
-    """About how many tokens a model will count, rather too many than too few."""
-    ascii_count = len(text.encode("ascii", "ignore"))
-    other_count = len(text) - ascii_count
-    return int(ascii_count / _ASCII_CHARS_PER_TOKEN + other_count / _OTHER_CHARS_PER_TOKEN) + 1
-
-
 def _question_block(question: str) -> str:
     return f"Question: {_CLOSING_TAG.sub('‹', question)}"
 
@@ -152,7 +141,7 @@ def _sources_that_fit(hits: Sequence[Hit], room_tokens: int) -> list[str]:
         source = _source(number, hit, hit.text)
         tokens = estimate_tokens(source)
         if tokens > room_tokens:
-            surplus_chars = int((tokens - room_tokens) * _ASCII_CHARS_PER_TOKEN) + 1
+            surplus_chars = int((tokens - room_tokens) * ASCII_CHARS_PER_TOKEN) + 1
             kept = hit.text[: max(0, len(hit.text) - surplus_chars)]
             if len(kept) >= MIN_SOURCE_CHARS:
                 sources.append(_source(number, hit, kept.rsplit(maxsplit=1)[0]))

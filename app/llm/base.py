@@ -81,6 +81,14 @@ class Durations:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """A model that did not answer, and why in words."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The last event of every complete stream.
 
@@ -96,6 +104,8 @@ class Completion:
     cached_tokens: int = 0
     durations: Durations = Durations()
     cost: Decimal = Decimal(0)
+    tried: tuple[Attempt, ...] = ()
+    """Models that were asked before this one and failed."""
 
 
 GenerationEvent = Queued | TextDelta | Completion

@@ -37,11 +37,11 @@ def open_chat_model(settings: Settings) -> GenerationPool | None:
     )
 
 
-def generation_options(settings: Settings) -> GenerationOptions:
-    """The options of every request to a model."""
+def generation_options(settings: Settings, context_tokens: int | None = None) -> GenerationOptions:
+    """The options of every request to a model, which may have a context of its own."""
     return GenerationOptions(
         max_tokens=settings.generation_max_tokens,
-        context_tokens=settings.generation_context_tokens,
+        context_tokens=context_tokens or settings.generation_context_tokens,
     )
 
 

@@ -112,6 +112,24 @@ def compare_chunking(
             Console().print(table)
 
 
+@app.command("routing")
+def measure_routing(as_json: AsJson = False) -> None:
+    """Measure how well the kind of a question is told, by which `auto` chooses a model's tier.
+
+    Needs no running service.
+    """
+    from app.config import load_settings  # noqa: PLC0415 - as above
+    from app.embedding.loading import open_embedder  # noqa: PLC0415 - as above
+    from evaluation.routing import measure_routing, routing_tables  # noqa: PLC0415 - as above
+
+    found = measure_routing(open_embedder(load_settings()))
+    if as_json:
+        typer.echo(json.dumps(found.record()))
+    else:
+        for table in routing_tables(found):
+            Console().print(table)
+
+
 async def _ask_all(
     paths: list[Path], url: str, api_key: str | None, questions: int, seed: int, is_quiet: bool
 ) -> "list[Row]":

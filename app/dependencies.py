@@ -19,7 +19,9 @@ from app.documents.sources import Sources
 from app.documents.switches import ModelSwitches
 from app.errors import NotFound, Unauthenticated
 from app.experiments.rollouts import Rollouts
+from app.llm.catalogue import Registry
 from app.llm.pool import GenerationPool
+from app.llm.providers import Providers
 from app.resources import Resources
 from app.search.base import Searcher
 from app.search.reranking import Rerankers
@@ -103,6 +105,14 @@ async def _memory(resources: ResourcesDep) -> Memory:
     return resources.memory
 
 
+async def _registry(resources: ResourcesDep) -> Registry:
+    return resources.registry
+
+
+async def _providers(resources: ResourcesDep) -> Providers:
+    return resources.providers
+
+
 async def _budgets(resources: ResourcesDep) -> Budgets:
     return resources.budgets
 
@@ -131,6 +141,8 @@ OverlookDep = Annotated[Overlook, Depends(_overlook)]
 SearcherDep = Annotated[Searcher, Depends(_searcher)]
 RerankersDep = Annotated[Rerankers, Depends(_rerankers)]
 AnswererDep = Annotated[Answerer, Depends(_answerer)]
+RegistryDep = Annotated[Registry, Depends(_registry)]
+ProvidersDep = Annotated[Providers, Depends(_providers)]
 BudgetsDep = Annotated[Budgets, Depends(_budgets)]
 CostReportsDep = Annotated[CostReports, Depends(_cost_reports)]
 PoolDep = Annotated[GenerationPool, Depends(_pool)]

@@ -16,6 +16,7 @@ from app.api import (
     health,
     instances,
     jobs,
+    language_models,
     models,
     operations,
     problems,
@@ -78,6 +79,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(sources.router)
     app.include_router(models.router)
+    app.include_router(language_models.router)
     app.include_router(search.router)
     app.include_router(rerank.router)
     app.include_router(chat.router)

@@ -13,17 +13,19 @@ from redis.backoff import NoBackoff
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import Caller, KeyRing
-from app.answering.answerer import EXTRACTIVE, GroundedAnswerer
+from app.answering.answerer import GroundedAnswerer
 from app.answering.base import Answerer
+from app.answering.choosing import RoutedChoice
 from app.answering.experimenting import ExperimentingAnswerer
+from app.answering.kinds import FittedKinds
 from app.answering.prompts import PROMPTS
 from app.answering.writing import GroundedWriter
 from app.cache.opening import Caches, open_caches
 from app.config import Settings
 from app.conversations.memory import Memory
 from app.costs.budgets import Budgets
-from app.costs.ledger import Ledger, Listing
-from app.costs.prices import FREE, Price
+from app.costs.ledger import Ledger
+from app.costs.prices import Price
 from app.costs.reports import CostReports
 from app.db.row_security import check_reader
 from app.db.schema import check_database
@@ -45,11 +47,14 @@ from app.embedding.query_models import QueryModels
 from app.errors import DatabaseUnavailable, FootnoteError, StartupError
 from app.experiments.rollouts import Available, Rollouts
 from app.jobs import Jobs
+from app.language_models import EXTRACTIVE
 from app.llm.base import ChatModel
+from app.llm.catalogue import Registry
 from app.llm.following import follow_configuration
-from app.llm.metering import MeteredModel
 from app.llm.pool import GenerationPool
+from app.llm.providers import HostedProviders, Providers
 from app.llm.registry import generation_options, open_chat_model
+from app.llm.tiers import Tiers, why_not
 from app.search.base import Searcher
 from app.search.hybrid import HybridSearcher
 from app.search.rerankers import open_own, rerankers_of
@@ -132,6 +137,8 @@ class Resources:
     caches: Caches
     searcher: Searcher
     chat_model: GenerationPool | None
+    providers: Providers
+    registry: Registry
     answerer: Answerer
     rollouts: Rollouts
     ledger: Ledger
@@ -190,27 +197,33 @@ async def open_resources(
             stack.push_async_callback(
                 _cancel, asyncio.create_task(follow_configuration(chat_model))
             )
+        ledger = open_ledger(settings, engine)
+        stack.push_async_callback(ledger.close)
+        hosted = HostedProviders(settings)
+        stack.push_async_callback(hosted.close)
+        await hosted.warm_up(frozenset(one.provider for one in settings.models))
+        providers = Providers(settings, chat_model, hosted, ledger)
+        registry = Registry(sessions, settings)
         rerankers = rerankers_of(settings, query_embedder.embedder)
         stack.callback(rerankers.close)
         await asyncio.to_thread(open_own, rerankers)
         snapshots = Snapshots(settings, database_url)
         stack.push_async_callback(snapshots.close)
-        ledger = open_ledger(settings, engine)
-        stack.push_async_callback(ledger.close)
-        metered = _metered(settings, chat_model, ledger)
         searcher = RewritingSearcher(
             caches.chunks(
                 HybridSearcher(snapshots, models, rerankers), snapshots, models, rerankers
             ),
-            Rewriter(metered, generation_options(settings), settings),
+            Rewriter(_own_model(settings, providers), generation_options(settings), settings),
         )
         writer = caches.answers(GroundedWriter(query_embedder), query_embedder, ledger)
         rollouts = Rollouts(
-            engine, sessions, partial(_available_to_arms, settings, chat_model, rerankers)
+            engine, sessions, partial(_available_to_arms, registry, providers, rerankers)
         )
         stack.push_async_callback(rollouts.close)
         stack.push_async_callback(_cancel, asyncio.create_task(rollouts.follow()))
-        answerer = GroundedAnswerer(searcher, writer, metered, settings)
+        choice = RoutedChoice(
+            registry, Tiers(providers, settings), FittedKinds(), query_embedder, settings
+        )
 
         yield Resources(
             settings=settings,
@@ -241,7 +254,11 @@ async def open_resources(
             caches=caches,
             searcher=searcher,
             chat_model=chat_model,
-            answerer=ExperimentingAnswerer(answerer, rollouts),
+            providers=providers,
+            registry=registry,
+            answerer=ExperimentingAnswerer(
+                GroundedAnswerer(searcher, writer, choice, settings), rollouts
+            ),
             rollouts=rollouts,
             ledger=ledger,
             budgets=Budgets(engine, settings.monthly_budget),
@@ -263,20 +280,26 @@ def open_ledger(settings: Settings, engine: AsyncEngine) -> Ledger:
     return Ledger(engine, reference=reference, default_limit=settings.monthly_budget)
 
 
-async def _available_to_arms(
-    settings: Settings, chat_model: GenerationPool | None, rerankers: Rerankers, _caller: Caller
-) -> Available:
-    models = {EXTRACTIVE, *([settings.model] if chat_model else [])}
-    return Available(frozenset(models), frozenset(PROMPTS), reranker=bool(rerankers.own))
-
-
-def _metered(
-    settings: Settings, chat_model: GenerationPool | None, ledger: Ledger
-) -> ChatModel | None:
-    if chat_model is None:
+def _own_model(settings: Settings, providers: Providers) -> ChatModel | None:
+    """FOOTNOTE_MODEL where it can be asked, and asking it needs nobody's leave."""
+    model = next(one for one in settings.all_models if one.name == settings.model)
+    if providers.needs_leave(model) or providers.obstacle(model) is not None:
         return None
-    listing = Listing(settings.model, FREE, tier="interactive", provider="ollama", is_local=True)
-    return MeteredModel(chat_model, listing, ledger)
+    return providers.open(model)
+
+
+async def _available_to_arms(
+    registry: Registry, providers: Providers, rerankers: Rerankers, caller: Caller
+) -> Available:
+    catalogue = await registry.catalogue(caller.tenant_id)
+    usable = (
+        one.name
+        for one in catalogue.specs
+        if why_not(one, providers, cloud_allowed=catalogue.cloud_allowed) is None
+    )
+    return Available(
+        frozenset({EXTRACTIVE, *usable}), frozenset(PROMPTS), reranker=bool(rerankers.own)
+    )
 
 
 def open_redis(settings: Settings) -> Redis | None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from app.access import LOCAL_OWNER
-from app.answering.answerer import NO_MODEL, GroundedAnswerer
+from app.answering.answerer import GroundedAnswerer
 from app.answering.base import (
     Answer,
     AnswerEvent,
@@ -36,6 +36,8 @@ from app.errors import (
 from app.llm.base import Admission, GenerationEvent, GenerationOptions, Message
 from app.llm.pool import GenerationPool
 from app.llm.registry import open_chat_model
+from app.llm.tiers import NO_MODEL
+from tests.doubles.catalogue import choice_of
 from tests.doubles.ollama import OllamaDouble, running_ollama
 from tests.doubles.searcher import Shelf
 from tests.test_answering_extractive import hit
@@ -83,7 +85,9 @@ def shelf(query_embedder: QueryEmbedder) -> Shelf:
 
 @pytest.fixture
 def extractive(shelf: Shelf, settings: Settings) -> GroundedAnswerer:
-    return GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), None, settings)
+    return GroundedAnswerer(
+        shelf, GroundedWriter(shelf.embedder), choice_of(None, settings), settings
+    )
 
 
 @pytest.fixture
@@ -102,7 +106,9 @@ async def pool(double: OllamaDouble, settings: Settings) -> AsyncIterator[Genera
 
 @pytest.fixture
 def generated(shelf: Shelf, pool: GenerationPool, settings: Settings) -> GroundedAnswerer:
-    return GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), pool, settings)
+    return GroundedAnswerer(
+        shelf, GroundedWriter(shelf.embedder), choice_of(pool, settings), settings
+    )
 
 
 async def events_of(answerer: GroundedAnswerer, question: Question | str) -> list[AnswerEvent]:
@@ -189,7 +195,9 @@ async def test_a_question_that_the_documents_do_not_hold_is_declined(
 
 
 async def test_nothing_found_is_declined(query_embedder: QueryEmbedder, settings: Settings) -> None:
-    empty = GroundedAnswerer(Shelf(query_embedder), GroundedWriter(query_embedder), None, settings)
+    empty = GroundedAnswerer(
+        Shelf(query_embedder), GroundedWriter(query_embedder), choice_of(None, settings), settings
+    )
     assert (await ask(empty, ASKED)).mode == "declined"
 
 
@@ -277,7 +285,10 @@ async def test_an_answer_cut_at_the_token_limit_says_so(
 ) -> None:
     short = settings.model_copy(update={"generation_max_tokens": 5})
     double.set(answer="The team lead must approve business travel before it is booked [1].")
-    answer = await ask(GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), pool, short), ASKED)
+    answer = await ask(
+        GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), choice_of(pool, short), short),
+        ASKED,
+    )
     assert answer.text == "The team lead must approve"
     assert answer.notice is not None
     assert "5 tokens" in answer.notice
@@ -400,7 +411,9 @@ async def test_a_question_says_how_it_stands_in_line_and_for_whom(
             raise Overloaded
             yield
 
-    answerer = GroundedAnswerer(shelf, GroundedWriter(shelf.embedder), Noting(), settings)
+    answerer = GroundedAnswerer(
+        shelf, GroundedWriter(shelf.embedder), choice_of(Noting(), settings), settings
+    )
     key = uuid4()
     caller = replace(LOCAL_OWNER, key_id=key)
     question = Question(ASKED, ("default",), lane="batch", wait_seconds=3.0)

@@ -22,6 +22,7 @@ DUMMIES = {
     "document_id": str(uuid4()),
     "conversation_id": str(uuid4()),
     "job_id": "123456",
+    "model_id": str(uuid4()),
     "source_id": str(uuid4()),
 }
 
@@ -343,6 +344,8 @@ async def foreign(guarded: Service) -> dict[str, str]:
         headers=owner,
     )
     assert source.status_code == 202, source.text
+    model = await client.post("/api/models/chat", json={"name": "canary"}, headers=owner)
+    assert model.status_code == 201, model.text
     chat = await client.post(
         "/api/chat", json={"question": "Who sings?", "collection": "mine"}, headers=board
     )
@@ -354,6 +357,7 @@ async def foreign(guarded: Service) -> dict[str, str]:
         "message_id": chat.json()["message_id"],
         "name": "mine",
         "source_id": source.json()["id"],
+        "model_id": model.json()["id"],
     }
 
 

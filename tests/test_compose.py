@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from app.config import Settings, expand_variables
+from app.language_models import WELL_KNOWN_PROVIDERS
+from app.llm.providers import key_variable
 from tests.conftest import ROOT
 
 SOURCE = (ROOT / "docker-compose.yml").read_text("utf-8")
@@ -63,7 +65,9 @@ def test_the_service_knows_the_eight_servers(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_settings_in_it_exist() -> None:
     known = {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields}
-    for name in ("api", "worker", "migrate"):
+    keys = {key_variable(name) for name in WELL_KNOWN_PROVIDERS}
+    assert set(SERVICES["api"]["environment"]) - known == keys
+    for name in ("worker", "migrate"):
         assert set(SERVICES[name]["environment"]) <= known
 
 
@@ -124,6 +128,7 @@ def test_waits_for_what_it_needs() -> None:
 def test_the_example_explains_every_variable() -> None:
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", SOURCE))
     known = {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields}
+    known |= {key_variable(name) for name in WELL_KNOWN_PROVIDERS}
     for key in EXAMPLE:
         assert key in used
         assert not key.startswith("FOOTNOTE_") or key in known

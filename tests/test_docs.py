@@ -11,12 +11,16 @@ import app.telemetry
 from app.api.doors import DOORS
 from app.config import Settings, load_settings
 from app.errors import StartupError
+from app.language_models import WELL_KNOWN_PROVIDERS
+from app.llm.providers import key_variable
 from tests.conftest import ROOT
 from tests.repository import PAGES, TEXTS
 
-# No settings of the service: the key that the command sends, and what tests kill it with.
+# No settings of the service: the key that the command sends, what tests kill it with, and the keys
+# of providers, which the environment alone holds.
 SETTINGS = {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields}
-SETTINGS |= {"FOOTNOTE_API_KEY", "FOOTNOTE_FAILPOINTS"}
+SETTINGS |= {"FOOTNOTE_API_KEY", "FOOTNOTE_FAILPOINTS", "FOOTNOTE_NAME_API_KEY"}
+SETTINGS |= {key_variable(name) for name in WELL_KNOWN_PROVIDERS}
 
 
 # --- settings -------------------------------------------------------------------------------------

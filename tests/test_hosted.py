@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from app.language_models import ModelSpec, ProviderSpec
 from app.llm import hosted
 from app.llm.base import Completion, GenerationOptions, Message, TextDelta
 from app.llm.hosted import ProviderBroke, ProviderFailed, Rest, RetryBudget
-from app.llm.providers import Providers, key_variable, price_of
+from app.llm.providers import HostedProviders, Providers, key_variable, price_of
 from tests.doubles.hosted import HostedDouble, running_hosted
 
 KEY = "sk-right"
+NO_LEDGER: Any = None  # nobody pays here, so nothing is booked
 OPTIONS = GenerationOptions(max_tokens=50)
 MESSAGES = [
     Message("system", "Answer from the sources."),
@@ -50,7 +52,11 @@ def providers_of(double: HostedDouble, key: str | None = KEY, **changes: Any) ->
         update=changes
     )
     environment = {key_variable(name): key for name in given} if key else {}
-    return Providers(settings, None, environment)
+    return Providers(settings, None, HostedProviders(settings, environment), NO_LEDGER)
+
+
+def without_keys(settings: Settings) -> Providers:
+    return Providers(settings, None, HostedProviders(settings, {}), NO_LEDGER)
 
 
 def model_of(provider: str, **more: Any) -> ModelSpec:
@@ -59,10 +65,12 @@ def model_of(provider: str, **more: Any) -> ModelSpec:
 
 
 async def ask(
-    providers: Providers, provider: str, options: GenerationOptions = OPTIONS, **more: Any
+    providers: Providers, provider: str, options: GenerationOptions | None = None, **more: Any
 ) -> tuple[str, Completion]:
     text, completion = "", None
-    chat = providers.open(model_of(provider, **more))
+    model = model_of(provider, **more)
+    chat = providers.open(model)
+    options = options or replace(OPTIONS, max_tokens=providers.options(model).max_tokens)
     async with aclosing(chat.stream(MESSAGES, options)) as events:
         async for event in events:
             if isinstance(event, TextDelta):
@@ -94,7 +102,7 @@ async def test_text_comes_and_then_what_it_used(double: HostedDouble, provider: 
         assert double.requests[0]["system"] == "Answer from the sources."
     else:
         assert roles == ["system", "user", "assistant", "user"]
-    await providers.close()
+    await providers.hosted.close()
 
 
 @KINDS
@@ -102,7 +110,7 @@ async def test_an_answer_at_its_limit_says_so(double: HostedDouble, provider: st
     providers = providers_of(double)
     text, completion = await ask(providers, provider, GenerationOptions(max_tokens=2))
     assert (text, completion.reason) == ("Ada approves", "length")
-    await providers.close()
+    await providers.hosted.close()
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "azure-eu"])
@@ -115,8 +123,8 @@ async def test_a_thinking_model_is_asked_as_it_wants_to_be(
     assert text == ANSWER
     asked = double.requests[0]
     limit = asked.get("max_completion_tokens") or asked["max_tokens"]
-    assert limit == OPTIONS.max_tokens + hosted.THINKING_TOKENS
-    await providers.close()
+    assert limit == Settings().generation_max_tokens + hosted.THINKING_TOKENS
+    await providers.hosted.close()
 
 
 async def test_a_provider_that_does_not_count_is_not_free(double: HostedDouble) -> None:
@@ -125,7 +133,7 @@ async def test_a_provider_that_does_not_count_is_not_free(double: HostedDouble) 
     _, completion = await ask(providers, "vllm")
     assert completion.prompt_tokens >= len("".join(one.content for one in MESSAGES)) // 4
     assert completion.completion_tokens >= len(ANSWER) // 4
-    await providers.close()
+    await providers.hosted.close()
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -156,7 +164,7 @@ async def test_a_failure_before_the_first_text_is_told_as_one(
     assert failure.value.cause == cause
     assert provider in failure.value.detail
     assert KEY not in failure.value.detail + failure.value.hint
-    await providers.close()
+    await providers.hosted.close()
 
 
 @PROTOCOLS
@@ -174,7 +182,7 @@ async def test_a_failure_after_it_is_an_interruption(
         await ask(providers, provider)
     assert failure.value.cause == cause
     assert len(double.requests) == 1, "what was begun must not be begun again"
-    await providers.close()
+    await providers.hosted.close()
 
 
 @PROTOCOLS
@@ -183,7 +191,7 @@ async def test_one_transient_failure_goes_unnoticed(double: HostedDouble, provid
     providers = providers_of(double)
     assert (await ask(providers, provider))[0] == ANSWER
     assert len(double.requests) == 2
-    await providers.close()
+    await providers.hosted.close()
 
 
 @PROTOCOLS
@@ -195,7 +203,7 @@ async def test_what_is_refused_is_not_asked_again(double: HostedDouble, provider
     assert failure.value.cause == "refused"
     assert KEY not in failure.value.detail
     assert len(double.requests) == 1
-    await providers.close()
+    await providers.hosted.close()
 
 
 @PROTOCOLS
@@ -208,7 +216,7 @@ async def test_silence_before_the_first_token_has_an_end(
         await ask(providers, provider)
     assert failure.value.cause == "silent"
     await eventually(lambda: double.aborted == 1)
-    await providers.close()
+    await providers.hosted.close()
 
 
 @KINDS
@@ -218,7 +226,7 @@ async def test_a_wrong_key_is_told_without_it(double: HostedDouble, provider: st
         await ask(providers, provider)
     assert failure.value.cause == "no_key"
     assert "sk-wrong" not in failure.value.detail + failure.value.hint
-    await providers.close()
+    await providers.hosted.close()
 
 
 @PROTOCOLS
@@ -226,16 +234,16 @@ async def test_an_unknown_model_is_told(double: HostedDouble, provider: str) -> 
     providers = providers_of(double)
     with pytest.raises(ProviderFailed, match="does not have the model gpt-9"):
         await ask(providers, provider, served_as="gpt-9")
-    await providers.close()
+    await providers.hosted.close()
 
 
 async def test_nobody_there(double: HostedDouble) -> None:
     nowhere = ProviderSpec(kind="openai-compatible", url="http://127.0.0.1:9/v1", local=True)
-    providers = Providers(Settings(providers={"vllm": nowhere}), None, {})
+    providers = without_keys(Settings(providers={"vllm": nowhere}))
     with pytest.raises(ProviderFailed) as failure:
         await ask(providers, "vllm")
     assert failure.value.cause == "unreachable"
-    await providers.close()
+    await providers.hosted.close()
 
 
 async def test_without_a_key_nothing_is_asked(double: HostedDouble) -> None:
@@ -244,7 +252,7 @@ async def test_without_a_key_nothing_is_asked(double: HostedDouble) -> None:
     assert providers.obstacle(model_of("vllm")) is None
     with pytest.raises(GenerationUnavailable, match="FOOTNOTE_AZURE_EU_API_KEY"):
         providers.open(model_of("azure-eu"))
-    await providers.close()
+    await providers.hosted.close()
 
 
 async def test_the_package_may_be_missing(
@@ -256,9 +264,11 @@ async def test_the_package_may_be_missing(
     with pytest.raises(ProviderFailed, match="not installed") as failure:
         await ask(providers, "openai")
     assert "footnote[cloud]" in failure.value.hint
-    (health,) = [one for one in await providers.health(frozenset()) if one.provider == "openai"]
+    (health,) = [
+        one for one in await providers.hosted.health(frozenset()) if one.provider == "openai"
+    ]
     assert (health.healthy, health.reason) == (False, "the package for it is not installed")
-    await providers.close()
+    await providers.hosted.close()
 
 
 @PROTOCOLS
@@ -271,7 +281,7 @@ async def test_whoever_leaves_ends_the_work(double: HostedDouble, provider: str)
         assert isinstance(await anext(stream), TextDelta)
     await stream.aclose()
     await eventually(lambda: double.aborted == 1)
-    await providers.close()
+    await providers.hosted.close()
 
 
 @PROTOCOLS
@@ -281,7 +291,7 @@ async def test_more_than_was_asked_for_is_cut_off(double: HostedDouble, provider
     with pytest.raises(ProviderBroke) as failure:
         await ask(providers, provider)
     assert failure.value.cause == "garbage"
-    await providers.close()
+    await providers.hosted.close()
 
 
 async def test_a_provider_works_on_so_much_at_a_time(
@@ -296,7 +306,7 @@ async def test_a_provider_works_on_so_much_at_a_time(
     failed = [one for one in results if isinstance(one, ProviderFailed)]
     assert [one.cause for one in failed] == ["busy"]
     assert (await ask(providers, "openai"))[0] == ANSWER
-    await providers.close()
+    await providers.hosted.close()
 
 
 async def test_a_provider_that_keeps_failing_is_left_alone(double: HostedDouble) -> None:
@@ -311,7 +321,7 @@ async def test_a_provider_that_keeps_failing_is_left_alone(double: HostedDouble)
     assert len(double.requests) == asked
     double.fault = None
     assert (await ask(providers, "vllm"))[0] == ANSWER, "the others are not concerned"
-    await providers.close()
+    await providers.hosted.close()
 
 
 def test_rests_grow_and_end() -> None:
@@ -349,23 +359,23 @@ def test_retries_are_a_tenth_of_the_requests() -> None:
 
 async def test_every_configured_provider_is_asked(double: HostedDouble) -> None:
     providers = providers_of(double)
-    told = {one.provider: one for one in await providers.health(frozenset())}
+    told = {one.provider: one for one in await providers.hosted.health(frozenset())}
     assert set(told) == {"openai", "anthropic", "azure-eu", "vllm"}
     for one in told.values():
         assert one.healthy
         assert one.models == ("claude-sonnet", "gpt-5")
         assert one.latency_ms is not None
         assert one.latency_ms > 0
-    await providers.close()
+    await providers.hosted.close()
 
 
 async def test_a_well_known_provider_counts_once_it_is_used(double: HostedDouble) -> None:
-    providers = Providers(Settings(), None, {})
-    assert await providers.health(frozenset()) == []
-    (told,) = await providers.health(frozenset({"deepseek"}))
+    providers = without_keys(Settings())
+    assert await providers.hosted.health(frozenset()) == []
+    (told,) = await providers.hosted.health(frozenset({"deepseek"}))
     assert (told.provider, told.healthy) == ("deepseek", False)
     assert told.reason == "no key: FOOTNOTE_DEEPSEEK_API_KEY is not set"
-    await providers.close()
+    await providers.hosted.close()
 
 
 async def test_a_price_is_what_the_registry_says() -> None:

@@ -8,7 +8,9 @@ from uuid import UUID
 
 from app.access import Caller
 from app.answering.prompts import PROMPT_VERSION
-from app.llm.base import ChatModel, GenerationOptions, Lane, Message, Queued
+from app.language_models import Tier
+from app.llm.base import Attempt, ChatModel, GenerationOptions, Lane, Message, Queued
+from app.llm.tiers import Offer, Routing
 from app.search.base import Hit, SearchResult
 
 AnswerMode = Literal["generated", "extractive", "declined"]
@@ -30,6 +32,8 @@ class Retrieval:
 class Question:
     """`history` holds the earlier turns, oldest first; `text` is the turn to answer.
 
+    `model` is a name, `auto` or `extractive`; with `auto` a `tier` may be asked for.
+
     `prompt_version` is one of `PROMPTS`. What an answer depends on beside its evidence stands here
     and in the options of the model.
     """
@@ -38,6 +42,7 @@ class Question:
     collections: tuple[str, ...]
     history: tuple[Message, ...] = ()
     model: str = "auto"
+    tier: Tier | None = None
     filters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     prompt_version: str = PROMPT_VERSION
     retrieval: Retrieval = Retrieval()
@@ -99,7 +104,9 @@ class Answer:
     """`grounded` is true when every sentence is supported by a source that it cites.
 
     `notice` says in words what was degraded, for example that no model is configured. An answer
-    that was cut off is not complete. `saved` is what an answer that was known before had cost.
+    that was cut off is not complete, nor is one of a model that stood in for those in `tried`.
+    `saved` is what an answer that was known before had cost. `routing` says why this model was
+    chosen; None where none was asked.
     """
 
     text: str
@@ -114,6 +121,8 @@ class Answer:
     is_complete: bool = True
     saved: Usage = Usage()
     experiment: InExperiment | None = None
+    tried: tuple[Attempt, ...] = ()
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +177,34 @@ class Brief:
     model: ChatModel | None
     options: GenerationOptions
     notice: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Who answers, with which options, and why; `notice` says why nobody but the passages does."""
+
+    model: ChatModel | None
+    options: GenerationOptions
+    routing: Routing | None = None
+    notice: str | None = None
+
+
+class ModelChoice(Protocol):
+    async def offered(self, caller: Caller, question: Question) -> Offer | None:
+        """What the question may be answered by; None for the passages' own sentences.
+
+        Asked before the search, so that a wrong name costs none. Raises InvalidInput for a model
+        that is not there, DatabaseUnavailable.
+        """
+        ...
+
+    async def chosen(self, offer: Offer | None, query: str, result: SearchResult) -> Chosen:
+        """Who answers, now that it is known what there is to read.
+
+        Raises Forbidden or GenerationUnavailable for a model that was asked for by name and may
+        not or cannot be asked.
+        """
+        ...
 
 
 class Writer(Protocol):

@@ -6,7 +6,6 @@ from dataclasses import replace
 from time import perf_counter
 
 from app.access import Caller
-from app.answering.answerer import AUTO
 from app.answering.base import (
     Answerer,
     AnswerEvent,
@@ -19,6 +18,7 @@ from app.errors import FootnoteError, GenerationInterrupted, Unavailable
 from app.experiments.assignment import Arm
 from app.experiments.outcomes import Outcome
 from app.experiments.rollouts import Assigned, Rollouts
+from app.language_models import AUTO
 
 
 class ExperimentingAnswerer:

@@ -213,7 +213,8 @@ def _generated(brief: Brief, text: str, grounding: Grounding, completion: Comple
             cost=completion.cost,
         ),
         notice=brief.notice,
-        is_complete=completion.reason == COMPLETE,
+        is_complete=completion.reason == COMPLETE and not completion.tried,
+        tried=completion.tried,
     )
     if completion.reason != "length":
         return answer

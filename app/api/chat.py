@@ -25,6 +25,7 @@ from app.api.bodies import BodyRoute
 from app.api.events import event, event_stream, unless_gone
 from app.api.problems import DOCUMENTED
 from app.api.schemas import (
+    AttemptInfo,
     ChatBody,
     ChatReply,
     CitationInfo,
@@ -35,6 +36,7 @@ from app.api.schemas import (
     FeedbackReply,
     MessageInfo,
     QueueEvent,
+    RoutingInfo,
     SentenceInfo,
     SourcesEvent,
     TokenEvent,
@@ -45,6 +47,7 @@ from app.config import Settings
 from app.conversations.memory import Memory, OpenConversation, bounded_history
 from app.dependencies import AnswererDep, CallerDep, MemoryDep, SettingsDep
 from app.llm.base import Message, Queued
+from app.llm.tiers import Routing
 
 router = APIRouter(route_class=BodyRoute, tags=["chat"], responses=DOCUMENTED)
 
@@ -107,6 +110,7 @@ class Exchange:
             grounded=answer.grounded,
             mode=answer.mode,
             model=answer.model,
+            routing=_routing_info(answer.routing),
             notice=answer.notice,
             conversation_id=self.conversation.id,
             message_id=None,
@@ -159,6 +163,7 @@ async def chat(
             collections=body.names,
             history=history or conversation.history,
             model=body.model,
+            tier=body.tier,
             filters=body.filters,
             lane=body.lane,
             wait_seconds=None if body.max_wait_ms is None else body.max_wait_ms / 1000,
@@ -217,6 +222,17 @@ def _question_and_history(body: ChatBody, settings: Settings) -> tuple[str, tupl
 def _note(experiment: InExperiment) -> ExperimentNote:
     return ExperimentNote(
         id=experiment.id, name=experiment.name, arm=experiment.arm, place=experiment.place
+    )
+
+
+def _routing_info(routing: Routing | None) -> RoutingInfo | None:
+    if routing is None:
+        return None
+    return RoutingInfo(
+        tier=routing.tier,
+        model=routing.model,
+        reason=routing.reason,
+        tried=[AttemptInfo(model=one.model, reason=one.reason) for one in routing.tried],
     )
 
 

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from time import monotonic, perf_counter
 from typing import Annotated, Generic, TypeVar
 
+import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from redis.exceptions import RedisError
 from sqlalchemy import text
@@ -17,12 +18,15 @@ from app.api.schemas import (
     HealthReply,
     Liveness,
     ModelServersCheck,
+    ProviderInfo,
+    ProvidersCheck,
     QueueCheck,
     Readiness,
     RedisCheck,
 )
 from app.errors import FootnoteError
 from app.llm.base import InstanceHealth
+from app.llm.hosted import ProviderHealth
 from app.resources import Resources
 from app.telemetry import DEGRADED
 
@@ -31,11 +35,15 @@ VERSION = version("footnote")
 CHECK_TIMEOUT_SECONDS = 1.0
 FRESH_SECONDS = 0.5
 MODEL_SERVERS_FRESH_SECONDS = 3.0
+PROVIDERS_FRESH_SECONDS = 60.0
+"""Others' services are not to be asked at every scrape."""
+MODELS_SHOWN = 50
 NO_ANSWER = "no answer"
 
 Value = TypeVar("Value")
 
 router = APIRouter(tags=["operation"])
+log = structlog.get_logger(__name__)
 
 
 class Health:
@@ -64,8 +72,20 @@ class Health:
             fresh_seconds=MODEL_SERVERS_FRESH_SECONDS,
         )
 
+        self._providers = _Remembered(
+            self._ask_providers,
+            late=ProvidersCheck(status="degraded", reason=NO_ANSWER),
+            fresh_seconds=PROVIDERS_FRESH_SECONDS,
+        )
+
     async def close(self) -> None:
-        for asked in (self._database, self._redis, self._queue, self._model_servers):
+        for asked in (
+            self._database,
+            self._redis,
+            self._queue,
+            self._model_servers,
+            self._providers,
+        ):
             await asked.close()
 
     async def report(self) -> HealthReply:
@@ -77,6 +97,7 @@ class Health:
             redis=redis,
             # A server that hangs is asked in the background: the others' state does not wait.
             ollama=await self._model_servers.latest(),
+            providers=await self._providers.latest(),
             embedding=self._embedding(),
             queue=queue,
         )
@@ -151,6 +172,15 @@ class Health:
             )
         return _check_of(await self._resources.chat_model.health())
 
+    async def _ask_providers(self) -> ProvidersCheck:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                in_use = await self._resources.registry.providers_in_use()
+        except Exception as error:  # noqa: BLE001 - the database has a check of its own
+            in_use = frozenset[str]()
+            log.info("registered_providers_not_known", why=type(error).__name__)
+        return _providers_check(await self._resources.providers.hosted.health(in_use))
+
     def _embedding(self) -> EmbeddingCheck:
         embedder = self._resources.query_embedder.embedder
         fell_back = (
@@ -173,6 +203,29 @@ def _check_of(servers: Sequence[InstanceHealth]) -> ModelServersCheck:
         reason="; ".join(reasons) or None,
         servers=len(servers),
         usable=len(usable),
+    )
+
+
+def _providers_check(told: Sequence[ProviderHealth]) -> ProvidersCheck:
+    healthy = sum(one.healthy for one in told)
+    reasons = [f"{one.provider}: {one.reason}" for one in told if one.reason]
+    return ProvidersCheck(
+        status="off" if not told else "ok" if healthy == len(told) else "degraded",
+        reason="; ".join(reasons) or None,
+        configured=len(told),
+        healthy=healthy,
+        providers=[
+            ProviderInfo(
+                provider=one.provider,
+                kind=one.kind,
+                healthy=one.healthy,
+                latency_ms=None if one.latency_ms is None else round(one.latency_ms, 2),
+                models=None if one.models is None else [*one.models[:MODELS_SHOWN]],
+                models_count=None if one.models is None else len(one.models),
+                reason=one.reason,
+            )
+            for one in told
+        ],
     )
 
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from app.costs.prices import written_amount
+from app.language_models import Tier
 
 MAX_NAME_CHARS = 100
 MAX_COLLECTIONS = 50
@@ -272,8 +273,9 @@ class ChatBody(InCollections):
     conversation_id: UUID | None = None
     stream: StrictBool = False
     model: Annotated[Text, Field(min_length=1, max_length=200)] = "auto"
-    tier: Literal["realtime", "interactive", "orchestration"] = Field(
-        default="interactive", description="How urgent it is; one queue serves all tiers so far."
+    tier: Tier | None = Field(
+        default=None,
+        description="With the model `auto`: which tier answers; left out, the question decides.",
     )
     filters: Filters = {}
     lane: Literal["interactive", "batch"] = Field(
@@ -317,6 +319,22 @@ class SentenceInfo(BaseModel):
     citations: tuple[int, ...] = ()
 
 
+class AttemptInfo(BaseModel):
+    """A model that could not be asked, or failed before its first word."""
+
+    model: str
+    reason: str
+
+
+class RoutingInfo(BaseModel):
+    """Which tier and model were chosen, and why; whoever of `tried` failed was stood in for."""
+
+    tier: Tier
+    model: str
+    reason: str
+    tried: list[AttemptInfo]
+
+
 class UsageInfo(BaseModel):
     """`cached_tokens` are part of `prompt_tokens`; `cost` is exact, in `currency`.
 
@@ -346,7 +364,7 @@ class ChatReply(BaseModel):
     """`grounded`: every sentence is borne out by a source that it cites.
 
     `declined` says that the documents do not hold the answer. `notice` says in words what was
-    degraded, for example that no model is configured.
+    degraded, for example that no model is configured. `routing` is null where no model was asked.
     """
 
     answer: str
@@ -355,6 +373,7 @@ class ChatReply(BaseModel):
     grounded: bool
     mode: Literal["generated", "extractive", "declined"]
     model: str | None
+    routing: RoutingInfo | None
     notice: str | None
     conversation_id: UUID
     message_id: UUID | None = Field(description="What feedback refers to.")
@@ -457,6 +476,26 @@ class ModelServersCheck(Check):
     usable: int = 0
 
 
+class ProviderInfo(BaseModel):
+    """`models` are those that it offers, the first ones by name; null where it did not say."""
+
+    provider: str
+    kind: str
+    healthy: bool
+    latency_ms: Milliseconds | None
+    models: list[str] | None
+    models_count: int | None
+    reason: str | None
+
+
+class ProvidersCheck(Check):
+    """Model providers beside Ollama: `healthy` of those that are `configured`."""
+
+    configured: int = 0
+    healthy: int = 0
+    providers: list[ProviderInfo] = []
+
+
 class EmbeddingCheck(Check):
     model: str
     runtime: str
@@ -476,6 +515,7 @@ class Checks(BaseModel):
     database: DatabaseCheck
     redis: RedisCheck
     ollama: ModelServersCheck
+    providers: ProvidersCheck
     embedding: EmbeddingCheck
     queue: QueueCheck
 

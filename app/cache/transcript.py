@@ -23,7 +23,7 @@ from app.answering.base import (
 )
 from app.cache.codec import pack, unpack
 from app.errors import FootnoteError, GenerationUnavailable
-from app.llm.base import Queued
+from app.llm.base import Attempt, Queued
 from app.search.base import Hit
 
 Line = tuple[Any, ...]
@@ -35,6 +35,7 @@ FAILURES = {
     for one in (
         errors.Unavailable,
         errors.Overloaded,
+        errors.BudgetExhausted,
         errors.GenerationUnavailable,
         errors.BudgetExhausted,
         errors.GenerationInterrupted,
@@ -84,6 +85,7 @@ class Writing:
                 usage.cached_tokens,
                 str(usage.cost),
             ),
+            [(one.model, one.reason) for one in answer.tried],
         )
 
 
@@ -149,6 +151,7 @@ class Reading:
         citations: Sequence[tuple[int, int, int]],
         sentences: Sequence[tuple[Any, ...]],
         spent: tuple[int, int, int, str],
+        tried: Sequence[tuple[str, str]],
     ) -> Answer:
         *tokens, cost = spent
         usage = Usage(*tokens, cost=Decimal(cost))
@@ -163,6 +166,7 @@ class Reading:
             usage=usage,
             notice=notice,
             is_complete=is_complete,
+            tried=tuple(Attempt(*one) for one in tried),
         )
         if not self._is_known:
             return answer

@@ -17,6 +17,7 @@ from app.commands.output import (
     print_json,
 )
 from app.errors import InvalidInput
+from app.language_models import Tier
 
 Collections = Annotated[
     list[str] | None,
@@ -96,7 +97,12 @@ def ask(
     conversation: Annotated[
         str | None, typer.Option(help="Go on with this conversation.", metavar="ID")
     ] = None,
-    model: Annotated[str, typer.Option(help="Which model answers.")] = "auto",
+    model: Annotated[
+        str, typer.Option(help="Which model answers; `auto`: the tier or the question decides.")
+    ] = "auto",
+    tier: Annotated[
+        Tier | None, typer.Option(help="With `auto`, which tier answers.", show_default=False)
+    ] = None,
     filters: Filters = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -104,6 +110,8 @@ def ask(
 ) -> None:
     """Ask a question; the answer comes with its footnotes."""
     body = {"question": question, "model": model, **_scope(collection, filters)}
+    if tier:
+        body["tier"] = tier
     if conversation:
         body["conversation_id"] = conversation
 

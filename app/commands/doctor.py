@@ -1,10 +1,11 @@
 """`footnote doctor`: is everything there that the settings ask for?"""
 
+import asyncio
 import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -28,7 +29,10 @@ from app.db.session import sqlalchemy_url
 from app.embedding.loading import open_embedder
 from app.errors import FootnoteError, StartupError
 from app.home import prepare_home
+from app.language_models import OLLAMA, ModelSpec
 from app.listening import base_url, is_footnote, open_listener
+from app.llm.hosted import ProviderHealth
+from app.llm.providers import HostedProviders
 from app.llm.registry import parse_instance
 from app.search.rerankers import open_own, rerankers_of
 from reranker.base import RerankerUnavailable
@@ -187,10 +191,10 @@ def _language_model(settings: Settings) -> Generator[Finding]:
         yield Finding("language model", "note", words, "Set FOOTNOTE_OLLAMA_URLS to use one.")
     for given in settings.ollama_urls:
         url, slots = parse_instance(given)
-        yield _ollama(url, slots, settings.model)
+        yield _ollama(url, slots, [one for one in settings.all_models if one.provider == OLLAMA])
 
 
-def _ollama(url: str, slots: int, model: str) -> Finding:
+def _ollama(url: str, slots: int, models: Sequence[ModelSpec]) -> Finding:
     part = "language model"
     try:
         reply = httpx.get(f"{url.rstrip('/')}/api/tags", timeout=ASK_TIMEOUT_SECONDS)
@@ -198,10 +202,51 @@ def _ollama(url: str, slots: int, model: str) -> Finding:
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         words = f"{url} does not answer as Ollama does: {error}"
         return Finding(part, "problem", words, "Start Ollama there, or correct the address.")
-    if not names & {model, f"{model}:latest"}:
-        words = f"{url} does not have {model}"
-        return Finding(part, "problem", words, f"Run `ollama pull {model}` there.")
-    return Finding(part, "ok", f"{url} has {model}; {slots} at a time")
+    wanted = [one.upstream_name for one in models]
+    missing = [one for one in wanted if not names & {one, f"{one}:latest"}]
+    if missing:
+        words = f"{url} does not have {', '.join(missing)}"
+        pulls = "; ".join(f"ollama pull {one}" for one in missing)
+        return Finding(part, "problem", words, f"Run `{pulls}` there.")
+    return Finding(part, "ok", f"{url} has {', '.join(wanted)}; {slots} at a time")
+
+
+def _model_providers(settings: Settings) -> Generator[Finding]:
+    part = "model providers"
+    used: dict[str, list[str]] = {}
+    for model in settings.models:
+        if model.provider != OLLAMA:
+            used.setdefault(model.provider, []).append(model.upstream_name)
+    told = asyncio.run(_told(settings, frozenset(used)))
+    for one in told:
+        yield _provider(part, one, used.get(one.provider, []))
+    healthy = sum(one.healthy for one in told)
+    if told:
+        words = f"{healthy} of {len(told)} healthy"
+        yield Finding(part, "ok" if healthy == len(told) else "problem", words)
+    else:
+        yield Finding(part, "ok", "none beside Ollama; FOOTNOTE_MODELS names further models")
+
+
+async def _told(settings: Settings, in_use: frozenset[str]) -> list[ProviderHealth]:
+    providers = HostedProviders(settings)
+    try:
+        return await providers.health(in_use)
+    finally:
+        await providers.close()
+
+
+def _provider(part: str, told: ProviderHealth, models: Sequence[str]) -> Finding:
+    if not told.healthy or told.models is None:
+        hint = "Check its address and its key; docs/models.md says which variable holds it."
+        return Finding(part, "problem", f"{told.provider}: {told.reason}", hint)
+    words = f"{told.provider}: {len(told.models)} models in {told.latency_ms or 0:.0f} ms"
+    # Azure lists what could be deployed, not what is.
+    missing = [] if told.kind == "azure" else [one for one in models if one not in told.models]
+    if missing:
+        words = f"{words}, without {', '.join(missing)}"
+        return Finding(part, "problem", words, "Correct `served_as`, or remove the model.")
+    return Finding(part, "ok", f"{words}; has {', '.join(models)}" if models else words)
 
 
 def _port(settings: Settings) -> Generator[Finding]:
@@ -215,4 +260,14 @@ def _port(settings: Settings) -> Generator[Finding]:
         pass
 
 
-CHECKS = (_python, _home, _database, _redis, _embedding_model, _reranker, _language_model, _port)
+CHECKS = (
+    _python,
+    _home,
+    _database,
+    _redis,
+    _embedding_model,
+    _reranker,
+    _language_model,
+    _model_providers,
+    _port,
+)

@@ -10,6 +10,7 @@ import httpx
 import typer
 
 from app.commands.client import ApiKey, Service, Url, with_service
+from app.commands.language_models import chat
 from app.commands.output import AsJson, console, plain, print_json, print_table
 from app.errors import InvalidInput
 
@@ -46,13 +47,14 @@ All = Annotated[bool, typer.Option("--all", help="Of all collections.")]
 def models_commands(compare: Compare) -> typer.Typer:
     """The commands; `compare` is evaluation's, which this package does not know."""
     models = typer.Typer(
-        help="List embedding models; give a collection another one, and lead it back.",
+        help="Embedding models: list them, give a collection another one. Language models: see chat.",
         no_args_is_help=True,
     )
     models.command("list")(list_models)
     models.command("status")(show_status)
     models.command("rollback")(roll_back)
     models.command("drop-old")(drop_old)
+    models.add_typer(chat, name="chat")
 
     @models.command("switch")
     def switch(

@@ -128,8 +128,18 @@ def print_footnotes(answer: Mapping[str, Any]) -> None:
         output.print(Text("Not borne out by the sources:", "yellow"))
         for sentence in unsupported:
             output.print(_indented(Text(plain(sentence), "yellow"), 4))
+    if answer.get("routing"):
+        output.print(Text(plain(_routed(answer)), "dim"))
     if answer.get("notice"):
         output.print(Text(plain(answer["notice"]), "dim"))
+
+
+def _routed(answer: Mapping[str, Any]) -> str:
+    """Who answered and why, and who could not."""
+    routing = answer["routing"]
+    told = f"Answered by {answer['model']} ({routing['tier']}: {routing['reason']})."
+    tried = "; ".join(f"{one['model']}: {one['reason']}" for one in routing["tried"])
+    return f"{told} Not by {tried}." if tried else told
 
 
 def place(hit: Mapping[str, Any]) -> str:

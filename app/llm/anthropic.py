@@ -11,7 +11,7 @@ from anthropic.types import MessageDeltaUsage, MessageParam, Usage
 
 from app.language_models import ProviderSpec
 from app.llm.base import Completion, GenerationOptions, Message, TextDelta
-from app.llm.hosted import NOT_A_PROTOCOL, THINKING_TOKENS, Fault, fault_of_status, storable
+from app.llm.hosted import NOT_A_PROTOCOL, Fault, fault_of_status, storable
 
 MODELS_LISTED = 100
 
@@ -44,7 +44,7 @@ class AnthropicWire:
         try:
             stream = await self._client.messages.create(
                 model=model,
-                max_tokens=options.max_tokens + (THINKING_TOKENS if thinks else 0),
+                max_tokens=options.max_tokens,
                 system="\n\n".join(one.content for one in messages if one.role == "system"),
                 messages=_turns(messages),
                 stream=True,

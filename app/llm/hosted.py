@@ -6,7 +6,7 @@ providers stands here.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from random import Random
 from time import monotonic, perf_counter
@@ -44,7 +44,7 @@ MAX_IN_FLIGHT = 32
 """Requests to one provider at a time, in each process."""
 MAX_CHARS_PER_TOKEN = 64
 THINKING_TOKENS = 4096
-"""Room for what a thinking model writes for itself; providers count it with the answer."""
+"""Room for what a thinking model writes for itself."""
 FAULTS_TO_REST = 3
 FIRST_REST_SECONDS = 5.0
 MAX_REST_SECONDS = 60.0
@@ -204,17 +204,22 @@ class HostedProvider:
 
     async def health(self) -> ProviderHealth:
         """Whether the provider lists its models, within HEALTH_TIMEOUT_SECONDS."""
-        started = perf_counter()
         try:
             wire = await self._opened()
+            started = perf_counter()
             async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
                 models = await wire.models()
+            latency_ms = (perf_counter() - started) * 1000
         except Fault as fault:
             return ProviderHealth(self.name, self.kind, healthy=False, reason=fault.detail)
         except TimeoutError:
             return ProviderHealth(self.name, self.kind, healthy=False, reason="no reply")
-        latency_ms = (perf_counter() - started) * 1000
         return ProviderHealth(self.name, self.kind, True, latency_ms, tuple(models))
+
+    async def warm_up(self) -> None:
+        """Open what the first request would have to wait for; what cannot be opened it will tell."""
+        with suppress(Fault):
+            await self._opened()
 
     async def close(self) -> None:
         if self._wire is not None:

@@ -13,7 +13,7 @@ from openai.types.completion_usage import CompletionUsage
 
 from app.language_models import ProviderSpec
 from app.llm.base import Completion, GenerationOptions, Message, TextDelta
-from app.llm.hosted import NOT_A_PROTOCOL, THINKING_TOKENS, Fault, fault_of_status, storable
+from app.llm.hosted import NOT_A_PROTOCOL, Fault, fault_of_status, storable
 from app.llm.token_estimate import estimate_tokens
 
 NO_KEY = "none"
@@ -91,8 +91,8 @@ class OpenAIWire:
     def _sampling(self, options: GenerationOptions, *, thinks: bool) -> dict[str, Any]:
         """Providers differ in the name of the limit, and thinking models refuse a temperature."""
         modern = self._kind in ("openai", "azure")
-        limit = options.max_tokens + (THINKING_TOKENS if thinks else 0)
-        sampling: dict[str, Any] = {"max_completion_tokens" if modern else "max_tokens": limit}
+        limit = "max_completion_tokens" if modern else "max_tokens"
+        sampling: dict[str, Any] = {limit: options.max_tokens}
         if not thinks:
             sampling["temperature"] = options.temperature
         return sampling

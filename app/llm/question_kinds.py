@@ -37,7 +37,7 @@ class Examples:
         texts = [text for of_kind in by_kind.values() for text in of_kind]
         kinds: list[QuestionKind] = []
         for kind, of_kind in by_kind.items():
-            kinds += [kind] * len(of_kind)
+            kinds.extend(kind for _ in of_kind)
         return cls(tuple(texts), tuple(kinds))
 
 

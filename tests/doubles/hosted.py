@@ -172,7 +172,7 @@ class HostedDouble:
         limit = request.get("max_tokens") or request.get("max_completion_tokens") or 1_000_000
         reason = self.stop_reason
         if fault == "too_much":
-            tokens = ["word " * 10] * 1000
+            tokens = ["word " * 10] * 5000
         elif len(tokens) > limit:
             tokens, reason = tokens[:limit], "length"
         speak = Anthropic if is_anthropic else OpenAI

@@ -5,6 +5,7 @@ from app.db.models.conversations import Conversation, ConversationMessage, Feedb
 from app.db.models.costs import Budget, BudgetAlert, Spending, UsageRecord
 from app.db.models.documents import Blob, Collection, Document, DocumentVersion, IdempotencyKey
 from app.db.models.experiments import Experiment, ExperimentOutcome
+from app.db.models.language_models import LanguageModel
 from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting, StoredTokenVectors
 from app.db.models.sources import RegisteredSource
 from app.db.models.switches import ModelSwitch
@@ -26,6 +27,7 @@ __all__ = [
     "ExperimentOutcome",
     "Feedback",
     "IdempotencyKey",
+    "LanguageModel",
     "ModelSwitch",
     "Posting",
     "RegisteredSource",

@@ -2,17 +2,20 @@
 
 from uuid import UUID, uuid4
 
-from sqlalchemy import ARRAY, ForeignKey, Integer, Text
+from sqlalchemy import ARRAY, ForeignKey, Integer, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, CreatedAt, Moment, Sha256
 
 
 class Tenant(Base):
+    """`cloud_models`: questions may go, with what was found for them, to models elsewhere."""
+
     __tablename__ = "tenants"
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     name: Mapped[str] = mapped_column(Text, unique=True)
+    cloud_models: Mapped[bool] = mapped_column(server_default=false())
     created_at: Mapped[CreatedAt]
 
 

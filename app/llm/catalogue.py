@@ -1,0 +1,212 @@
+"""Which models a tenant's questions can be answered by: the configuration's and the tenant's own.
+
+The operator names providers and their addresses; a tenant's admin may register further models of
+these providers, for his tenant alone, and says whether what is asked may leave the house.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+from pydantic import ValidationError
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.access import Caller
+from app.config import Settings
+from app.db.models import LanguageModel, Tenant
+from app.db.session import Sessions
+from app.db.transactions import translated_errors
+from app.errors import Conflict, Forbidden, InvalidInput, NotFound
+from app.language_models import OLLAMA, ModelSpec, check_models
+
+MAX_REGISTERED = 100
+"""Models that one tenant may register."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A model; `id` and `created_at` are None for one of the configuration."""
+
+    spec: ModelSpec
+    id: UUID | None = None
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """One tenant's models in the order in which they are tried, the configuration's first.
+
+    `cloud_allowed`: the tenant lets what is asked leave the operator's machines.
+    """
+
+    models: tuple[Registered, ...]
+    cloud_allowed: bool
+
+    @property
+    def specs(self) -> tuple[ModelSpec, ...]:
+        return tuple(one.spec for one in self.models)
+
+    def find(self, name: str) -> ModelSpec | None:
+        return next((one for one in self.specs if one.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSettings:
+    name: str
+    cloud_models: bool
+
+
+class Registry:
+    """Reads and changes what tenants registered. Raises DatabaseUnavailable, never guesses."""
+
+    def __init__(self, sessions: Sessions, settings: Settings) -> None:
+        self._sessions = sessions
+        # Without a server for it, the model that is there by default is none.
+        self._configured = settings.all_models if settings.ollama_urls else settings.models
+        self._providers = frozenset([OLLAMA, *settings.all_providers])
+
+    async def catalogue(self, tenant_id: int) -> Catalogue:
+        """As it stands now: what a tenant has forbidden is forbidden from the next question on."""
+        with translated_errors():
+            async with self._sessions() as session:
+                allowed = await session.scalar(
+                    select(Tenant.cloud_models).where(Tenant.id == tenant_id)
+                )
+                own = await self._own(session, tenant_id)
+        return Catalogue((*map(Registered, self._configured), *own), cloud_allowed=allowed is True)
+
+    async def add(self, caller: Caller, spec: ModelSpec) -> Registered:
+        """Register a model for the caller's tenant.
+
+        Raises Forbidden for a key that is limited to collections, Conflict where there is one of this name, InvalidInput for a provider that is not
+        configured or a baseline that is none.
+        """
+        _check_unlimited(caller)
+        with translated_errors():
+            async with self._sessions.begin() as session:
+                # One after the other, so that two cannot take the last place or the same name.
+                await _lock(session, caller.tenant_id)
+                own = await self._own(session, caller.tenant_id)
+                known = [*self._configured, *(one.spec for one in own)]
+                if spec.name in {one.name for one in known}:
+                    raise Conflict(
+                        f"There is a model {spec.name} already.",
+                        hint="Choose another name; `served_as` says how its provider calls it.",
+                    )
+                if len(own) >= MAX_REGISTERED:
+                    raise Conflict(f"A tenant registers at most {MAX_REGISTERED} models.")
+                try:
+                    check_models([*known, spec], self._providers)
+                except ValueError as error:
+                    raise InvalidInput(
+                        f"{error}.", hint="Providers are configured by the operator."
+                    ) from None
+                row = LanguageModel(
+                    tenant_id=caller.tenant_id,
+                    name=spec.name,
+                    spec=spec.model_dump(mode="json", exclude={"name"}, exclude_defaults=True),
+                )
+                session.add(row)
+                await session.flush()
+                await session.refresh(row)
+                return Registered(spec, row.id, row.created_at)
+
+    async def remove(self, caller: Caller, model_id: UUID) -> Registered:
+        """Raises NotFound, and Conflict while a variant falls back on the model.
+
+        For a key that is limited to collections there is nothing to remove.
+        """
+        with translated_errors():
+            async with self._sessions.begin() as session:
+                await _lock(session, caller.tenant_id)
+                own = await self._own(session, caller.tenant_id)
+                found = next((one for one in own if one.id == model_id), None)
+                if found is None or caller.collections is not None:
+                    raise NotFound("There is no such registered model.")
+                variants = [one.spec.name for one in own if one.spec.baseline == found.spec.name]
+                if variants:
+                    raise Conflict(
+                        f"{', '.join(variants)} would have nothing to fall back on.",
+                        hint="Remove the variants first.",
+                    )
+                await session.execute(
+                    delete(LanguageModel).where(
+                        LanguageModel.id == model_id, LanguageModel.tenant_id == caller.tenant_id
+                    )
+                )
+                return found
+
+    async def providers_in_use(self) -> frozenset[str]:
+        """Providers of the configuration's models and of what any tenant registered."""
+        used = {one.provider for one in self._configured}
+        async with self._sessions() as session:
+            specs = await session.scalars(
+                select(LanguageModel.spec["provider"].as_string()).distinct()
+            )
+            used.update(name for name in specs if name is not None)
+        return frozenset(used)
+
+    async def tenant(self, caller: Caller) -> TenantSettings:
+        with translated_errors():
+            async with self._sessions() as session:
+                return await _settings_of(session, caller.tenant_id)
+
+    async def allow_cloud(self, caller: Caller, allowed: bool) -> TenantSettings:
+        """Whether the tenant's questions may go to models elsewhere, from the next one on.
+
+        Raises Forbidden for a key that is limited to collections: it is about all of them.
+        """
+        _check_unlimited(caller)
+        with translated_errors():
+            async with self._sessions.begin() as session:
+                await session.execute(
+                    update(Tenant).where(Tenant.id == caller.tenant_id).values(cloud_models=allowed)
+                )
+                return await _settings_of(session, caller.tenant_id)
+
+    async def _own(self, session: AsyncSession, tenant_id: int) -> Sequence[Registered]:
+        """The tenant's own, oldest first, without those that the configuration has by now."""
+        rows = await session.scalars(
+            select(LanguageModel)
+            .where(LanguageModel.tenant_id == tenant_id)
+            .order_by(LanguageModel.created_at, LanguageModel.id)
+        )
+        taken = {one.name for one in self._configured}
+        read = (_registered(row) for row in rows if row.name not in taken)
+        return [one for one in read if one is not None]
+
+
+def _check_unlimited(caller: Caller) -> None:
+    if caller.collections is not None:
+        raise Forbidden(
+            "A key that is limited to collections may not change what concerns the whole tenant.",
+            hint="Use a key with the scope admin that is not limited.",
+        )
+
+
+async def _lock(session: AsyncSession, tenant_id: int) -> None:
+    await session.execute(
+        select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True)
+    )
+
+
+async def _settings_of(session: AsyncSession, tenant_id: int) -> TenantSettings:
+    query = select(Tenant.name, Tenant.cloud_models).where(Tenant.id == tenant_id)
+    name, cloud_models = (await session.execute(query)).one()
+    return TenantSettings(name, cloud_models)
+
+
+def _registered(row: LanguageModel) -> Registered | None:
+    try:
+        return Registered(
+            ModelSpec.model_validate({**row.spec, "name": row.name}), row.id, row.created_at
+        )
+    except ValidationError:
+        # Of a later version: better one model less than no answer at all.
+        log.warning("registered_model_not_read", model=row.name)
+        return None

@@ -37,7 +37,6 @@ FAILURES = {
         errors.Overloaded,
         errors.BudgetExhausted,
         errors.GenerationUnavailable,
-        errors.BudgetExhausted,
         errors.GenerationInterrupted,
         errors.EmbeddingUnavailable,
     )

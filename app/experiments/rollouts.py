@@ -319,7 +319,10 @@ async def _find(
     )
     found = await session.scalar(query.with_for_update() if lock else query)
     if found is None:
-        raise NotFound(f"There is no experiment {name!r}.")
+        raise NotFound(
+            "There is no such experiment.",
+            hint="GET /api/admin/experiments lists those that there are.",
+        )
     return found
 
 

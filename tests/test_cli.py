@@ -294,7 +294,8 @@ async def test_settings_of_collections(address: str) -> None:
     assert reset["settings"] == {
         "chunking": {"tokens": None, "overlap": 0, "strategy": "fixed"},
         "personal_data": "off",
-        "search": {"reranker": None, "token_vectors": False},
+        "search": {"reranker": None, "token_vectors": False, "rewrite": False},
+        "answers": {"quote_when_busy": False},
     }
     rebuilt = await collections("rebuild", "notes")
     assert "to be rebuilt    none" in rebuilt.stdout

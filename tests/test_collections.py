@@ -461,7 +461,8 @@ async def test_collections_over_http(service: Service) -> None:
     assert made.json()["settings"] == {
         "chunking": {"tokens": 120, "overlap": 0, "strategy": "structure"},
         "personal_data": "report",
-        "search": {"reranker": None, "token_vectors": False},
+        "search": {"reranker": None, "token_vectors": False, "rewrite": False},
+        "answers": {"quote_when_busy": False},
     }
     patched = await client.patch(
         "/api/collections/notes",

@@ -393,6 +393,18 @@ class Interleavings(RuleBasedStateMachine):
         self.loop.run_until_complete(self._ask(caller, text, history, limit))
 
     @rule(
+        tenant=st.sampled_from(TENANTS),
+        callers=st.lists(
+            st.none() | st.frozensets(st.sampled_from(GROUPS)), min_size=2, max_size=3
+        ),
+        text=st.sampled_from(QUESTIONS),
+    )
+    def ask_in_turn(self, tenant: int, callers: list[frozenset[str] | None], text: str) -> None:
+        """The same question by several callers, with no change in between."""
+        for groups in callers:
+            self.ask(tenant, groups, text, HISTORIES[0], 3)
+
+    @rule(
         texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=3),
         kind=st.sampled_from(["query", "document"]),
     )

@@ -13,6 +13,8 @@ from tests.cache_world import Interleavings
 
 KINDS: tuple[type[Key], ...] = (EmbeddingKey, ChunksKey, AnswerKey)
 COMPONENTS = [(kind, field.name) for kind in KINDS for field in fields(kind)]  # pyright: ignore[reportArgumentType]
+# An answer from other passages than those at hand may also cite one that is not among them.
+FOUND_OUT = (AssertionError, IndexError)
 
 
 def run(max_examples: int) -> None:
@@ -49,5 +51,5 @@ def test_a_key_that_lacks_a_component_is_found_out(
         return {part: one for part, one in complete(key).items() if part != left_out}
 
     monkeypatch.setattr(keys, "components_of", lacking)
-    with pytest.raises(AssertionError):
+    with pytest.raises(FOUND_OUT):
         run(3_000)

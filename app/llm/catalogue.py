@@ -7,11 +7,12 @@ these providers, for his tenant alone, and says whether what is asked may leave 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access import Caller
@@ -53,6 +54,13 @@ class Catalogue:
 
     def find(self, name: str) -> ModelSpec | None:
         return next((one for one in self.specs if one.name == name), None)
+
+
+class ModelInUse(NamedTuple):
+    """A model by its provider, and by what that calls it."""
+
+    provider: str
+    upstream_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +149,13 @@ class Registry:
                 )
                 return found
 
-    async def providers_in_use(self) -> frozenset[str]:
-        """Providers of the configuration's models and of what any tenant registered."""
-        used = {one.provider for one in self._configured}
-        async with self._sessions() as session:
-            specs = await session.scalars(
-                select(LanguageModel.spec["provider"].as_string()).distinct()
-            )
-            used.update(name for name in specs if name is not None)
-        return frozenset(used)
+    async def models_in_use(self) -> frozenset[ModelInUse]:
+        """The configuration's models, and what any tenant registered."""
+        with translated_errors():
+            async with self._sessions() as session:
+                registered = (await session.execute(REGISTERED)).all()
+        configured = (ModelInUse(one.provider, one.upstream_name) for one in self._configured)
+        return frozenset({*configured, *(ModelInUse(*row) for row in registered)})
 
     async def tenant(self, caller: Caller) -> TenantSettings:
         with translated_errors():
@@ -179,6 +185,13 @@ class Registry:
         taken = {one.name for one in self._configured}
         read = (_registered(row) for row in rows if row.name not in taken)
         return [one for one in read if one is not None]
+
+
+REGISTERED = select(
+    func.coalesce(LanguageModel.spec["provider"].as_string(), OLLAMA),
+    func.coalesce(LanguageModel.spec["served_as"].as_string(), LanguageModel.name),
+).distinct()
+"""Provider and the provider's name of every model that any tenant registered."""
 
 
 def _check_unlimited(caller: Caller) -> None:

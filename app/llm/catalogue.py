@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access import Caller
 from app.config import Settings
-from app.db.models import LanguageModel, Tenant
+from app.db.models import Experiment, LanguageModel, Tenant
 from app.db.session import Sessions
 from app.db.transactions import translated_errors
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
@@ -125,7 +125,7 @@ class Registry:
                 return Registered(spec, row.id, row.created_at)
 
     async def remove(self, caller: Caller, model_id: UUID) -> Registered:
-        """Raises NotFound, and Conflict while a variant falls back on the model.
+        """Raises NotFound, and Conflict while a variant or an experiment needs the model.
 
         For a key that is limited to collections there is nothing to remove.
         """
@@ -141,6 +141,12 @@ class Registry:
                     raise Conflict(
                         f"{', '.join(variants)} would have nothing to fall back on.",
                         hint="Remove the variants first.",
+                    )
+                asking = await _experiment_that_asks_for(session, caller.tenant_id, found.spec.name)
+                if asking is not None:
+                    raise Conflict(
+                        f"The experiment {asking!r} asks for it.",
+                        hint="Finish the experiment or roll it back first.",
                     )
                 await session.execute(
                     delete(LanguageModel).where(
@@ -200,6 +206,19 @@ def _check_unlimited(caller: Caller) -> None:
             "A key that is limited to collections may not change what concerns the whole tenant.",
             hint="Use a key with the scope admin that is not limited.",
         )
+
+
+async def _experiment_that_asks_for(
+    session: AsyncSession, tenant_id: int, model: str
+) -> str | None:
+    """The running experiment of which an arm names the model."""
+    return await session.scalar(
+        select(Experiment.name).where(
+            Experiment.tenant_id == tenant_id,
+            Experiment.status == "running",
+            Experiment.arms.contains([{"model": model}]),
+        )
+    )
 
 
 async def _lock(session: AsyncSession, tenant_id: int) -> None:

@@ -186,9 +186,7 @@ def doctor(desk: Desk, home: Path, database_url: str, monkeypatch: pytest.Monkey
 async def test_doctor_asks_every_provider_and_counts(doctor: Doctor) -> None:
     doctor.configure(models=[{"name": "gpt", "served_as": "gpt-5", "provider": "openai"}])
     found = await doctor.examine()
-    anthropic, openai, counted = sorted(
-        found["model providers"], key=lambda one: "healthy" in one[1]
-    )
+    openai, anthropic, counted = found["model providers"]
     assert counted == ("ok", "2 of 2 healthy")
     assert anthropic[1].startswith("anthropic: 2 models (claude-sonnet, gpt-5) in ")
     assert openai[1].startswith("openai: 2 models (")
@@ -204,7 +202,7 @@ async def test_doctor_sees_what_is_registered(doctor: Doctor) -> None:
     found = await doctor.examine(code=2)
     ((verdict, words),) = found["language model"]
     assert (verdict, "does not have acme/legal:2" in words) == ("problem", True)
-    anthropic, openai, gone, counted = found["model providers"]
+    openai, anthropic, gone, counted = found["model providers"]
     assert (anthropic[0], anthropic[1].endswith("has claude-sonnet")) == ("ok", True)
     assert (openai[0], openai[1].endswith("without gpt-3")) == ("problem", True)
     assert gone == ("problem", "azure-eu is not configured, but registered are gone")
@@ -217,7 +215,7 @@ async def test_doctor_names_what_is_wrong_with_a_provider(
     doctor.hosted.key = "sk-changed"
     monkeypatch.delenv("FOOTNOTE_ANTHROPIC_API_KEY")
     found = await doctor.examine(code=2)
-    anthropic, openai, counted = found["model providers"]
+    openai, anthropic, counted = found["model providers"]
     assert anthropic == (
         "problem",
         "anthropic: no key: FOOTNOTE_ANTHROPIC_API_KEY is not set",

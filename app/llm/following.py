@@ -71,6 +71,7 @@ class ModelServers:
         self._configured = list(configured)
         self._sessions = sessions
         self._changes: Sequence[ServerChange] = []
+        self._reading = asyncio.Lock()
         self._file = settings_file()
         self._file_changed_at = _changed_at(self._file)
 
@@ -155,9 +156,11 @@ class ModelServers:
             log.warning("configuration_not_read", path=str(self._file), reason=error.detail)
 
     async def _read_changes(self) -> None:
-        with translated_errors():
-            async with self._sessions() as session:
-                self._changes = [ServerChange(*row) for row in await session.execute(CHANGES)]
+        # One after the other, so that what was read before a change does not undo it.
+        async with self._reading:
+            with translated_errors():
+                async with self._sessions() as session:
+                    self._changes = [ServerChange(*row) for row in await session.execute(CHANGES)]
 
     def _apply(self) -> None:
         self._pool.configure(wanted_servers(self._configured, self._changes))

@@ -76,6 +76,7 @@ def test_wordings_of_the_same_question_agree(one: str, other: str) -> None:
         ("words", "Is more than this allowed?", "Is less than this allowed?"),
         ("words", "How do girls see boys?", "How do boys see girls?"),
         ("words", "How do I convert euros to pounds?", "How do I convert pounds to euros?"),
+        ("words", "What is the best way to reset my password?", "How can I reset a password?"),
         ("words", "Can I see your salary?", "Can you see my salary?"),
         ("words", "What does an auditor do?", "What is an auditor?"),
         ("words", "Can I work at home?", "Should I work at home?"),

@@ -56,6 +56,7 @@ WORDINGS = ("who pays", "who is paying")
 QUESTIONS = ("What is IT?", "what is it?", *WORDINGS, "WHO pays", "does he pay", "who pays -rent")
 TEXTS = ("it pays", "who pays rent", "rent is IT")
 HISTORIES = ((), (Message("user", "rent?"), Message("assistant", "Yes.")))
+TEMPERATURES = (0.0, 0.5)
 DIMENSIONS = 4
 
 
@@ -378,7 +379,7 @@ class Interleavings(RuleBasedStateMachine):
     def change_prompt(self, version: str) -> None:
         self.world.prompt = version
 
-    @rule(temperature=st.sampled_from([0.0, 0.5]))
+    @rule(temperature=st.sampled_from(TEMPERATURES))
     def change_sampling(self, temperature: float) -> None:
         self.world.options = GenerationOptions(temperature=temperature)
 
@@ -418,16 +419,19 @@ class Interleavings(RuleBasedStateMachine):
         tenant=st.sampled_from(TENANTS),
         asked=st.lists(
             st.tuples(
-                st.none() | st.frozensets(st.sampled_from(GROUPS)), st.sampled_from(WORDINGS)
+                st.none() | st.frozensets(st.sampled_from(GROUPS)),
+                st.sampled_from(WORDINGS),
+                st.sampled_from(TEMPERATURES),
             ),
             min_size=2,
             max_size=3,
         ),
     )
     def ask_in_other_words(
-        self, tenant: int, asked: list[tuple[frozenset[str] | None, str]]
+        self, tenant: int, asked: list[tuple[frozenset[str] | None, str, float]]
     ) -> None:
-        for groups, text in asked:
+        for groups, text, temperature in asked:
+            self.change_sampling(temperature)
             self.ask(tenant, groups, text, HISTORIES[0], 3)
 
     @rule(

@@ -224,7 +224,11 @@ async def open_resources(
         stack.push_async_callback(rollouts.close)
         stack.push_async_callback(_cancel, asyncio.create_task(rollouts.follow()))
         choice = RoutedChoice(
-            registry, Tiers(providers, settings), FittedKinds(), query_embedder, settings
+            registry,
+            Tiers(providers, settings),
+            caches.kinds(FittedKinds()),
+            query_embedder,
+            settings,
         )
 
         yield Resources(

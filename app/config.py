@@ -208,6 +208,9 @@ class Settings(BaseSettings):
     cache_answers_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     cache_entry_bytes: Annotated[int, Field(ge=0)] = 256 * 1024
     cache_tenant_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    cache_paraphrases: bool = False
+    cache_paraphrase_similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    cache_paraphrase_judged_share: Annotated[float, Field(ge=0, le=1)] = 0.1
 
     # logging
     log_format: Literal["auto", "console", "json"] = "auto"

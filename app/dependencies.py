@@ -1,6 +1,6 @@
 """What routes and pages ask for, each by an annotated name."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
@@ -20,11 +20,14 @@ from app.documents.switches import ModelSwitches
 from app.errors import NotFound, Unauthenticated
 from app.experiments.rollouts import Rollouts
 from app.llm.catalogue import Registry
+from app.llm.following import ModelServers
 from app.llm.pool import GenerationPool
 from app.llm.providers import Providers
 from app.resources import Resources
 from app.search.base import Searcher
 from app.search.reranking import Rerankers
+
+Part = TypeVar("Part")
 
 # All of these are coroutines, because FastAPI sends plain functions through a thread.
 
@@ -89,12 +92,20 @@ async def _answerer(resources: ResourcesDep) -> Answerer:
 
 
 async def _pool(resources: ResourcesDep) -> GenerationPool:
-    if resources.chat_model is None:
+    return _configured(resources.chat_model)
+
+
+async def _model_servers(resources: ResourcesDep) -> ModelServers:
+    return _configured(resources.model_servers)
+
+
+def _configured(part: Part | None) -> Part:
+    if part is None:
         raise NotFound(
             "No model servers are configured.",
             hint="Set FOOTNOTE_OLLAMA_URLS to the addresses of your Ollama servers.",
         )
-    return resources.chat_model
+    return part
 
 
 async def _caches(resources: ResourcesDep) -> Caches:
@@ -145,6 +156,7 @@ RegistryDep = Annotated[Registry, Depends(_registry)]
 ProvidersDep = Annotated[Providers, Depends(_providers)]
 BudgetsDep = Annotated[Budgets, Depends(_budgets)]
 CostReportsDep = Annotated[CostReports, Depends(_cost_reports)]
+ModelServersDep = Annotated[ModelServers, Depends(_model_servers)]
 PoolDep = Annotated[GenerationPool, Depends(_pool)]
 CachesDep = Annotated[Caches, Depends(_caches)]
 RolloutsDep = Annotated[Rollouts, Depends(_rollouts)]

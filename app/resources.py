@@ -50,10 +50,10 @@ from app.jobs import Jobs
 from app.language_models import EXTRACTIVE
 from app.llm.base import ChatModel
 from app.llm.catalogue import Registry
-from app.llm.following import follow_configuration
+from app.llm.following import ModelServers
 from app.llm.pool import GenerationPool
 from app.llm.providers import HostedProviders, Providers
-from app.llm.registry import generation_options, open_chat_model
+from app.llm.registry import generation_options, open_chat_model, parse_instances
 from app.llm.tiers import Tiers, why_not
 from app.search.base import Searcher
 from app.search.hybrid import HybridSearcher
@@ -137,6 +137,7 @@ class Resources:
     caches: Caches
     searcher: Searcher
     chat_model: GenerationPool | None
+    model_servers: ModelServers | None
     providers: Providers
     registry: Registry
     answerer: Answerer
@@ -190,13 +191,14 @@ async def open_resources(
         jobs = Jobs(database_url, timeout_seconds=settings.database_timeout_seconds)
         await jobs.open()
         stack.push_async_callback(jobs.close)
-        chat_model = open_chat_model(settings)
+        chat_model, model_servers = open_chat_model(settings), None
         if chat_model is not None:
             chat_model.start(redis)
             stack.push_async_callback(chat_model.close)
-            stack.push_async_callback(
-                _cancel, asyncio.create_task(follow_configuration(chat_model))
+            model_servers = ModelServers(
+                chat_model, parse_instances(settings.ollama_urls), sessions
             )
+            stack.push_async_callback(_cancel, asyncio.create_task(model_servers.follow()))
         ledger = open_ledger(settings, engine)
         stack.push_async_callback(ledger.close)
         hosted = HostedProviders(settings)
@@ -222,7 +224,11 @@ async def open_resources(
         stack.push_async_callback(rollouts.close)
         stack.push_async_callback(_cancel, asyncio.create_task(rollouts.follow()))
         choice = RoutedChoice(
-            registry, Tiers(providers, settings), FittedKinds(), query_embedder, settings
+            registry,
+            Tiers(providers, settings),
+            caches.kinds(FittedKinds()),
+            query_embedder,
+            settings,
         )
 
         yield Resources(
@@ -254,6 +260,7 @@ async def open_resources(
             caches=caches,
             searcher=searcher,
             chat_model=chat_model,
+            model_servers=model_servers,
             providers=providers,
             registry=registry,
             answerer=ExperimentingAnswerer(
@@ -291,15 +298,13 @@ def _own_model(settings: Settings, providers: Providers) -> ChatModel | None:
 async def _available_to_arms(
     registry: Registry, providers: Providers, rerankers: Rerankers, caller: Caller
 ) -> Available:
+    """Every model that the caller's questions can name, of the configuration or registered."""
     catalogue = await registry.catalogue(caller.tenant_id)
-    usable = (
-        one.name
+    models = {
+        one.name: why_not(one, providers, cloud_allowed=catalogue.cloud_allowed)
         for one in catalogue.specs
-        if why_not(one, providers, cloud_allowed=catalogue.cloud_allowed) is None
-    )
-    return Available(
-        frozenset({EXTRACTIVE, *usable}), frozenset(PROMPTS), reranker=bool(rerankers.own)
-    )
+    }
+    return Available({EXTRACTIVE: None, **models}, frozenset(PROMPTS), reranker=bool(rerankers.own))
 
 
 def open_redis(settings: Settings) -> Redis | None:

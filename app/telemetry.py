@@ -105,6 +105,11 @@ CACHE_LOOKUPS = Counter(
 CACHE_FAILURES = Counter(
     "footnote_cache_failures_total", "Calls to Redis that found it away, slow or full", ["call"]
 )
+CACHE_PARAPHRASES = Counter(
+    "footnote_cache_paraphrases_total",
+    "Answers shared by paraphrases (shared), and what was found of those that were judged",
+    ["outcome"],
+)
 GENERATION_FALLBACKS = Counter(
     "footnote_generation_fallbacks_total",
     "Requests that a model could not answer, so that the next of its chain was asked",

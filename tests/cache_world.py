@@ -36,10 +36,13 @@ from app.cache.base import LAYERS, Bounds
 from app.cache.chunks import CachedSearcher, ObservedSearcher, Reranking
 from app.cache.embeddings import CachedEmbedding
 from app.cache.in_process import InProcessStore
+from app.cache.judging import Judge
 from app.cache.keys import normalise
 from app.cache.layer import Layer
+from app.cache.paraphrases import Paraphrases
 from app.cache.single_flight import Flights
 from app.cache.statistics import Statistics
+from app.cache.tallies import InProcessTallies
 from app.llm.base import GenerationOptions, Message
 from app.search.base import Hit, SearchRequest, SearchResult
 from app.search.matching import query_terms
@@ -48,9 +51,12 @@ from app.search.scope import Scope, ScopedCollection, ScopedModel
 
 TENANTS = (1, 2)
 GROUPS = ("board", "staff")
-QUESTIONS = ("What is IT?", "what is it?", "who pays", "WHO pays", "does he pay", "who pays -rent")
+WORDINGS = ("who pays", "who is paying")
+"""Of one question: where paraphrases may share an answer, these may."""
+QUESTIONS = ("What is IT?", "what is it?", *WORDINGS, "WHO pays", "does he pay", "who pays -rent")
 TEXTS = ("it pays", "who pays rent", "rent is IT")
 HISTORIES = ((), (Message("user", "rent?"), Message("assistant", "Yes.")))
+TEMPERATURES = (0.0, 0.5)
 DIMENSIONS = 4
 
 
@@ -306,7 +312,12 @@ class Interleavings(RuleBasedStateMachine):
         searcher = CachedSearcher(world, world, models, self.reranking, layers["chunks"], folds)
         self.searcher = ObservedSearcher(searcher)
         ledger: Any = Ledger()
-        self.writer = CachedWriter(world, self.embedding, ledger, layers["answer"], Flights(None))
+        layer = layers["answer"]
+        judge = Judge(InProcessTallies(), share=0.0)
+        # Everything is near here: what two wordings are told apart by is their words alone.
+        paraphrases = Paraphrases(layer, self.embedding, judge, similarity=0.0)
+        self.writer = CachedWriter(world, self.embedding, ledger, layer, Flights(None), paraphrases)
+        self.asked: set[tuple[int, frozenset[str] | None, str]] = set()
 
     @initialize()
     def begin(self) -> None:
@@ -368,7 +379,7 @@ class Interleavings(RuleBasedStateMachine):
     def change_prompt(self, version: str) -> None:
         self.world.prompt = version
 
-    @rule(temperature=st.sampled_from([0.0, 0.5]))
+    @rule(temperature=st.sampled_from(TEMPERATURES))
     def change_sampling(self, temperature: float) -> None:
         self.world.options = GenerationOptions(temperature=temperature)
 
@@ -405,6 +416,25 @@ class Interleavings(RuleBasedStateMachine):
             self.ask(tenant, groups, text, HISTORIES[0], 3)
 
     @rule(
+        tenant=st.sampled_from(TENANTS),
+        asked=st.lists(
+            st.tuples(
+                st.none() | st.frozensets(st.sampled_from(GROUPS)),
+                st.sampled_from(WORDINGS),
+                st.sampled_from(TEMPERATURES),
+            ),
+            min_size=2,
+            max_size=3,
+        ),
+    )
+    def ask_in_other_words(
+        self, tenant: int, asked: list[tuple[frozenset[str] | None, str, float]]
+    ) -> None:
+        for groups, text, temperature in asked:
+            self.change_sampling(temperature)
+            self.ask(tenant, groups, text, HISTORIES[0], 3)
+
+    @rule(
         texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=3),
         kind=st.sampled_from(["query", "document"]),
     )
@@ -428,12 +458,21 @@ class Interleavings(RuleBasedStateMachine):
         brief = Brief(question, text, result, model, self.world.options)
         async with aclosing(self.writer.write(caller, brief)) as writing:
             events = [event async for event in writing]
+        told = events[-1]
+        assert isinstance(told, Finished)
+        other = told.answer.paraphrase_of
+        if other is not None:
+            # It is the answer to another wording, which somebody with the same rights asked.
+            assert {text, other} == set(WORDINGS), "an answer to another question"
+            assert (caller.tenant_id, caller.groups, other) in self.asked, "a foreign question"
+            brief = replace(brief, question=replace(question, text=other))
+            self._count("paraphrase", told.answer.cache["answer"])
+        self.asked.add((caller.tenant_id, caller.groups, text))
         wanted = self.world.answered(caller, brief)
         assert events[:-1] == wanted[:-1], "an answer that the model would not give now"
-        told, fresh = events[-1], wanted[-1]
-        assert isinstance(told, Finished)
+        fresh = wanted[-1]
         assert isinstance(fresh, Finished)
-        same = {"cache": {}, "usage": Usage(), "saved": Usage()}
+        same = {"cache": {}, "usage": Usage(), "saved": Usage(), "paraphrase_of": None}
         assert replace(_listed(told.answer), **same) == replace(_listed(fresh.answer), **same)
         self._count("answer", told.answer.cache["answer"])
 

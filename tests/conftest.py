@@ -1,5 +1,6 @@
 """What every test may use: a real PostgreSQL with a migrated database, and the real model."""
 
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import structlog
 from alembic import command
 from alembic.config import Config
 from psycopg import sql
@@ -143,3 +145,36 @@ async def service(service_settings: Settings, shared_embedder: None) -> AsyncIte
 
     async with open_service(service_settings) as opened:
         yield opened
+
+
+@pytest.fixture
+async def address(service: Any) -> AsyncIterator[str]:
+    """Where the service answers over real connections."""
+    from tests.service import over_sockets  # noqa: PLC0415 - heavy, and not every test
+
+    async with over_sockets(service) as client:
+        yield str(client.base_url)
+
+
+@pytest.fixture
+def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command sets up logging for its whole process, which here is the tests'."""
+    configure = structlog.configure
+    monkeypatch.setattr(
+        structlog,
+        "configure",
+        lambda **options: configure(**{**options, "cache_logger_on_first_use": False}),
+    )
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For commands: no settings but the test's, and no service at the usual address."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOOTNOTE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FOOTNOTE_PORT", "9")  # nobody listens there

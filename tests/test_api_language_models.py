@@ -1,7 +1,6 @@
 """The registry of language models over HTTP, and questions that go to them, all the way."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -9,41 +8,14 @@ from sqlalchemy import text
 
 from app.access import ALL_SCOPES
 from app.config import Settings
-from app.language_models import ModelSpec, ProviderSpec
-from tests.doubles.hosted import HostedDouble, running_hosted
+from app.language_models import ModelSpec
 from tests.doubles.ollama import OllamaDouble, running_ollama
-from tests.service import Service, ingest, open_service, working
-
-TRAVEL = "# Travel\n\nAda approves travel above 500 euros. Receipts are sent within ten days.\n"
-ASKED = {"question": "Who approves travel above 500 euros?"}
-CLAUDE = {
-    "name": "claude",
-    "provider": "anthropic",
-    "tier": "orchestration",
-    "served_as": "claude-sonnet",
-    "context_tokens": 200_000,
-    "prompt_price_per_million": "3",
-    "completion_price_per_million": 15,
-}
-
-
-@dataclass(frozen=True)
-class House:
-    service: Service
-    ollama: OllamaDouble
-    hosted: HostedDouble
-
-    async def call(self, method: str, path: str, status: int = 200, **request: Any) -> Any:
-        reply = await self.service.client.request(method, path, **request)
-        assert reply.status_code == status, reply.text
-        return reply.json()
-
-    async def ask(self, status: int = 200, **more: Any) -> Any:
-        return await self.call("POST", "/api/chat", status, json={**ASKED, **more})
+from tests.model_house import ASKED, CLAUDE, House, open_house
+from tests.service import Service, open_service
 
 
 @pytest.fixture(scope="module")
-def process() -> Any:
+def process() -> Iterator[OllamaDouble]:
     with running_ollama() as running:
         yield running
 
@@ -56,25 +28,8 @@ async def house(
     process: OllamaDouble,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[House]:
-    """An Ollama model, and providers that are configured but used by nobody yet."""
-    process.reset()
-    async with running_hosted() as hosted:
-        for name in ("ANTHROPIC", "OPENAI"):
-            monkeypatch.setenv(f"FOOTNOTE_{name}_API_KEY", hosted.key)
-        settings = service_settings.model_copy(
-            update={
-                "ollama_urls": (process.url,),
-                "providers": {
-                    "anthropic": ProviderSpec(kind="anthropic", url=hosted.url),
-                    "openai": ProviderSpec(kind="openai", url=f"{hosted.url}/v1"),
-                    "azure-eu": ProviderSpec(kind="azure", url=hosted.url),
-                },
-            }
-        )
-        async with open_service(settings) as service, working(settings, embedder):
-            await service.client.post("/api/collections", json={"name": "default"})
-            await ingest(service, "travel.md", TRAVEL)
-            yield House(service, process, hosted)
+    async with open_house(service_settings, embedder, process, monkeypatch) as opened:
+        yield opened
 
 
 async def test_the_configured_model_is_listed(house: House) -> None:
@@ -257,6 +212,45 @@ async def test_a_model_that_the_configuration_took_over_is_its(house: House) -> 
     ]
 
 
+# --- experiments ----------------------------------------------------------------------------------
+
+
+async def begin(house: House, status: int = 201, *, model: str, name: str = "another") -> Any:
+    body = {"name": name, "candidates": [{"name": "candidate", "model": model}]}
+    return await house.call("POST", "/api/admin/experiments", status, json=body)
+
+
+async def test_an_arm_may_ask_for_a_registered_model(house: House) -> None:
+    unknown = await begin(house, 422, model="claude")
+    assert "'claude', which is not there" in unknown["detail"]
+    assert "llama3.1:8b" in unknown["hint"]
+    added = await house.call("POST", "/api/models/chat", 201, json=CLAUDE)
+    refused = await begin(house, 422, model="claude")
+    assert "cannot be asked: models in the cloud are not allowed" in refused["detail"]
+    await house.call("PATCH", "/api/tenant", json={"cloud_models": True})
+    await begin(house, model="claude")
+    for _ in range(4):
+        step = await house.call("POST", "/api/admin/experiments/another/advance")
+    assert step["percent"] == 100
+    answered = await house.ask()
+    assert answered["model"] == "claude"
+    assert answered["experiment"]["arm"] == "candidate"
+
+    kept = await house.call("DELETE", f"/api/models/chat/{added['id']}", 409)
+    assert "another" in kept["detail"]
+    await house.call("POST", "/api/admin/experiments/another/finish")
+    await house.call("DELETE", f"/api/models/chat/{added['id']}")
+    assert (await house.ask())["model"] == "llama3.1:8b"
+
+
+async def test_an_arm_may_ask_for_a_configured_model(house: House) -> None:
+    await begin(house, model="llama3.1:8b")
+    await house.call("POST", "/api/admin/experiments/another/rollback")
+    for number, other in enumerate(("gpt-9", "auto")):
+        unknown = await begin(house, 422, model=other, name=f"other-{number}")
+        assert other in unknown["detail"]
+
+
 async def test_no_key_is_kept_anywhere(house: House) -> None:
     await house.call("POST", "/api/models/chat", 201, json=CLAUDE)
     await house.call("PATCH", "/api/tenant", json={"cloud_models": True})
@@ -288,6 +282,20 @@ async def test_health_asks_every_configured_provider(house: House) -> None:
     assert told["anthropic"]["latency_ms"] > 0
     assert told["azure-eu"]["reason"] == "no key: FOOTNOTE_AZURE_EU_API_KEY is not set"
     assert "azure-eu: no key" in check["reason"]
+
+
+async def test_health_asks_for_what_is_registered(house: House) -> None:
+    # Of these, the settings name no provider; everybody knows its address.
+    deepseek = {"name": "deepseek-chat", "provider": "deepseek"}
+    await house.call("POST", "/api/models/chat", 201, json=deepseek)
+    await house.call("POST", "/api/models/chat", 201, json={"name": "legal", "served_as": "acme:2"})
+    check = await providers_of(house)
+    assert check["configured"] == 4
+    told = {one["provider"]: one["reason"] for one in check["providers"]}
+    assert told["deepseek"] == "no key: FOOTNOTE_DEEPSEEK_API_KEY is not set"
+    servers = (await house.call("GET", "/health"))["checks"]["ollama"]
+    assert (servers["status"], servers["usable"]) == ("degraded", 1)
+    assert servers["reason"] == f"{house.ollama.url}: lacks 1 of 2 models in use"
 
 
 async def test_without_providers_the_check_is_off(service: Service) -> None:

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from app.cache import keys
 from app.cache.code import code_digest
 from app.cache.codec import pack, unpack
-from app.cache.keys import AnswerKey, ChunksKey, EmbeddingKey, Key, history_digest, normalise
+from app.cache.keys import (
+    AnswerKey,
+    ChunksKey,
+    EmbeddingKey,
+    Key,
+    ParaphraseKey,
+    history_digest,
+    normalise,
+)
 from app.llm.base import Message
 
 EMBEDDING = EmbeddingKey(model="m1", kind="query", text="who?")
@@ -31,6 +39,7 @@ ANSWER = AnswerKey(
     options={"temperature": 0.0, "seed": 0},
     evidence=[b"a", b"b"],
 )
+PARAPHRASE = ParaphraseKey.of(ANSWER, (frozenset({"staff"}), ("handbook",), {}))
 OTHERS: dict[type[Key], dict[str, Any]] = {
     EmbeddingKey: {"model": "m2", "kind": "document", "text": "who"},
     ChunksKey: {
@@ -50,8 +59,18 @@ OTHERS: dict[type[Key], dict[str, Any]] = {
         "options": {"temperature": 0.5, "seed": 0},
         "evidence": [b"b", b"a"],
     },
+    ParaphraseKey: {
+        "history": b"h2",
+        "tenant": 2,
+        "scope": (None, ("handbook",), {}),
+        "prompt": ("2", b"c"),
+        "model": ("n", "e"),
+        "options": {"temperature": 0.5, "seed": 0},
+        "evidence": [b"b", b"a"],
+    },
 }
-COMPONENTS = [(key, field.name) for key in (EMBEDDING, CHUNKS, ANSWER) for field in fields(key)]
+KEYS = (EMBEDDING, CHUNKS, ANSWER, PARAPHRASE)
+COMPONENTS = [(key, field.name) for key in KEYS for field in fields(key)]
 
 
 @pytest.mark.parametrize(("key", "name"), COMPONENTS)
@@ -76,7 +95,14 @@ def test_without_a_component_two_values_would_share_a_key(
 
 
 def test_kinds_of_keys_never_meet() -> None:
-    assert len({EMBEDDING.digest, CHUNKS.digest, ANSWER.digest}) == 3
+    assert len({key.digest for key in KEYS}) == len(KEYS)
+
+
+def test_a_paraphrase_has_all_of_an_answer_in_common_but_the_question() -> None:
+    names = {field.name for field in fields(AnswerKey)} - {"question"}
+    assert {field.name for field in fields(ParaphraseKey)} - {"scope"} == names
+    for name in names:
+        assert getattr(PARAPHRASE, name) is getattr(ANSWER, name)
 
 
 def test_components_do_not_run_into_each_other() -> None:

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from app.cache import keys
-from app.cache.keys import AnswerKey, ChunksKey, EmbeddingKey, Key
+from app.cache.keys import AnswerKey, ChunksKey, EmbeddingKey, Key, ParaphraseKey
 from tests.cache_world import Interleavings
 
-KINDS: tuple[type[Key], ...] = (EmbeddingKey, ChunksKey, AnswerKey)
+KINDS: tuple[type[Key], ...] = (EmbeddingKey, ChunksKey, AnswerKey, ParaphraseKey)
 COMPONENTS = [(kind, field.name) for kind in KINDS for field in fields(kind)]  # pyright: ignore[reportArgumentType]
 # An answer from other passages than those at hand may also cite one that is not among them.
 FOUND_OUT = (AssertionError, IndexError)
@@ -35,7 +35,7 @@ def test_answers_are_those_of_the_world_as_it_is_now() -> None:
     Interleavings.outcomes.clear()
     run(200)
     told = Interleavings.outcomes
-    assert min(told[f"{layer} hit"] for layer in ("chunks", "answer")) > 50, told
+    assert min(told[f"{what} hit"] for what in ("chunks", "answer", "paraphrase")) > 50, told
 
 
 @pytest.mark.parametrize(

@@ -1,51 +1,22 @@
 """The command: what it prints, how it ends, and how it says no."""
 
-import asyncio
 import json
-import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-import structlog
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from app.cli import cli
 from app.commands import library
-from tests.service import Service, over_sockets
+from tests.commands import against, printed, run
 
 HEAVY = ("torch", "sentence_transformers", "transformers", "onnxruntime", "kreuzberg", "sqlalchemy")
 
-
-@pytest.fixture(autouse=True)
-def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command sets up logging for its whole process, which here is the tests'."""
-    configure = structlog.configure
-    monkeypatch.setattr(
-        structlog,
-        "configure",
-        lambda **options: configure(**{**options, "cache_logger_on_first_use": False}),
-    )
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
-
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FOOTNOTE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("FOOTNOTE_PORT", "9")  # nobody listens there
-
-
-def run(*arguments: str, input: str | None = None) -> Result:
-    return CliRunner().invoke(cli, list(arguments), input=input)
+pytestmark = pytest.mark.usefixtures("own_logging", "own_home")
 
 
 # --- without a service ---------------------------------------------------------------------------
@@ -154,7 +125,9 @@ def checks(result: Result) -> dict[str, tuple[str, str]]:
 
 
 @pytest.fixture
-def checked_home(home: Path, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def checked_home(
+    own_home: None, home: Path, embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A home in which the model is exported already."""
     monkeypatch.setenv("FOOTNOTE_HOME", str(home))
     monkeypatch.setenv("FOOTNOTE_PORT", "0")
@@ -259,22 +232,6 @@ def test_migrate(server_url: Callable[[str], str], monkeypatch: pytest.MonkeyPat
 
 
 # --- with a service ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def address(service: Service) -> Any:
-    async with over_sockets(service) as client:
-        yield str(client.base_url)
-
-
-async def against(address: str, *arguments: str, input: str | None = None) -> Result:
-    """Run the command beside the service, which needs this thread."""
-    return await asyncio.to_thread(run, *arguments, "--url", address, input=input)
-
-
-def printed(result: Result) -> Any:
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 async def test_settings_of_collections(address: str) -> None:

@@ -17,6 +17,7 @@ from app.experiments.intervals import (
     of_mean_difference,
     of_rate,
     of_rate_difference,
+    of_rate_exactly,
 )
 
 UNITS = [unit_of(1, UUID(int=number)) for number in range(20_000)]
@@ -81,6 +82,25 @@ def test_wilsons_interval_as_published(count: int, total: int, low: float, high:
 
 
 @pytest.mark.parametrize(
+    ("count", "total", "confidence", "low", "high"),
+    [
+        (5, 10, 0.95, 0.1871, 0.8129),
+        (0, 300, 0.9, 0.0, 0.0099),
+        (0, 299, 0.9, 0.0, 0.01),
+        (10, 10, 0.95, 0.6915, 1.0),
+        (1, 5, 0.9, 0.0102, 0.6574),
+    ],
+)
+def test_the_exact_interval_is_that_of_clopper_and_pearson(
+    count: int, total: int, confidence: float, low: float, high: float
+) -> None:
+    found = of_rate_exactly(Rate(count, total), confidence)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    wilson = of_rate(Rate(count, total), confidence)
+    assert found.high - found.low > wilson.high - wilson.low
+
+
+@pytest.mark.parametrize(
     ("one", "other", "low", "high"),
     [
         ((56, 70), (48, 80), 0.0524, 0.3339),
@@ -119,6 +139,7 @@ def test_welchs_interval_is_scipys() -> None:
 def test_nothing_is_said_of_too_little() -> None:
     nothing, one = Sample(0, 0, 0), Sample(1, 5, 0)
     assert isnan(of_rate(Rate(0, 0)).estimate)
+    assert isnan(of_rate_exactly(Rate(0, 0)).estimate)
     assert isnan(of_rate_difference(Rate(1, 2), Rate(0, 0)).low)
     assert isnan(of_mean(one).low)
     assert isnan(of_mean_difference(one, nothing).low)

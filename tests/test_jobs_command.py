@@ -2,62 +2,20 @@
 
 import asyncio
 import json
-import logging
 import signal
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-import structlog
 from sqlalchemy import text
-from typer.testing import CliRunner, Result
 
 from app.api.health import Health
 from app.api.schemas import EmbeddingCheck
-from app.cli import cli
+from tests.commands import against, printed
 from tests.conftest import ROOT
-from tests.service import Service, over_sockets
+from tests.service import Service
 
-
-@pytest.fixture(autouse=True)
-def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command sets up logging for its whole process, which here is the tests'."""
-    configure = structlog.configure
-    monkeypatch.setattr(
-        structlog,
-        "configure",
-        lambda **options: configure(**{**options, "cache_logger_on_first_use": False}),
-    )
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
-
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FOOTNOTE_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-async def address(service: Service) -> Any:
-    async with over_sockets(service) as client:
-        yield str(client.base_url)
-
-
-async def against(address: str, *arguments: str) -> Result:
-    """Run the command beside the service, which needs this thread."""
-    return await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--url", address])
-
-
-def printed(result: Result) -> Any:
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+pytestmark = pytest.mark.usefixtures("own_logging", "own_home")
 
 
 async def upload(service: Service, name: str) -> int:

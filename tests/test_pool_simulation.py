@@ -5,13 +5,16 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from math import exp, log
 from pathlib import Path
 from random import Random
 from statistics import fmean
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.db.session import open_sessions
 from app.errors import FootnoteError, InvalidInput, NotFound, Overloaded, RateLimited
 from app.llm import following
 from app.llm.base import (
@@ -23,7 +26,7 @@ from app.llm.base import (
     Queued,
     TextDelta,
 )
-from app.llm.following import follow_configuration
+from app.llm.following import ModelServers, ServerChange, wanted_servers
 from app.llm.ollama import Patience
 from app.llm.pool import GenerationPool, InstanceAddress, PoolLimits
 from tests.doubles.simulated_ollama import CHARS_PER_TOKEN, Fault, SimulatedOllama
@@ -237,7 +240,7 @@ def test_what_is_not_in_memory_is_loaded_before_it_is_asked_for() -> None:
         await asyncio.sleep(6)
         first = pool.statistics().instances[0]
         assert (first.state, first.loads, first.models[0].resident) == ("ready", 1, True)
-        assert first.models[0].load_seconds == pytest.approx(5.0)
+        assert first.models[0].load_ms == pytest.approx(5000.0)
         await pool.close()
 
     run_in_virtual_time(run())
@@ -499,8 +502,42 @@ def test_what_is_no_url_is_no_server(url: str) -> None:
     run_in_virtual_time(run())
 
 
+def test_a_server_that_comes_back_before_its_last_stream_is_over_has_no_more_slots() -> None:
+    async def run() -> None:
+        simulated = servers((50,), (1,))
+        pool = pool_of(simulated)
+        running = asyncio.create_task(ask(pool, question(50)))
+        await asyncio.sleep(0.1)
+        for state in ("removed", "serving", "removed", "serving"):
+            pool.change(simulated[0].address, state=state)
+        assert len(await ask(pool, question(10))) == 10
+        assert len(await running) == 50
+        await asyncio.sleep(1)
+        assert (simulated[0].requests, simulated[0].most_in_flight) == (2, 1)
+        assert [one.state for one in pool.statistics().instances] == ["ready"]
+        await pool.close()
+
+    run_in_virtual_time(run())
+
+
+def test_servers_are_as_configured_but_for_what_was_changed() -> None:
+    now = datetime.now(UTC)
+    configured = [InstanceAddress("http://user:word@one", 2), InstanceAddress("http://two/", 1)]
+    changes = [
+        ServerChange("http://one", None, "draining", now),
+        ServerChange("http://three", 4, "serving", now),
+        ServerChange("http://two", 1, "removed", now),
+        ServerChange("http://gone", None, "removed", now),
+    ]
+    assert wanted_servers(configured, []) == configured
+    assert wanted_servers(configured, changes) == [
+        InstanceAddress("http://user:word@one", 2, is_draining=True),
+        InstanceAddress("http://three", 4),
+    ]
+
+
 async def test_the_configuration_file_is_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(following, "LOOK_SECONDS", 0.02)
@@ -524,7 +561,9 @@ async def test_the_configuration_file_is_followed(
         assert slots() == expected
 
     times = iter(range(1_000_000, 1_000_010))
-    task = asyncio.create_task(follow_configuration(pool))
+    configured = [InstanceAddress("http://server-0", 2)]
+    followed = ModelServers(pool, configured, open_sessions(engine))
+    task = asyncio.create_task(followed.follow())
     await becomes({"http://server-1": 3}, "ollama_urls: http://server-1#slots=3\n")
     await becomes({"http://server-1": 3}, "ollama_urls: [")
     await becomes(

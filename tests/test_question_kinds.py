@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 from app.answering.kinds import FittedKinds
+from app.cache import intents
+from app.cache.intents import CachedKinds
+from app.cache.layer import Layer
+from app.cache.statistics import Statistics
 from app.embedding.base import TextKind, Vectors
 from app.embedding.query import QueryEmbedder
 from app.errors import Overloaded
@@ -90,3 +94,63 @@ async def test_a_busy_model_leaves_the_kind_unknown(embedder: Any) -> None:
     busy.error = None
     assert await kinds.kind_of("Who?", vector, busy) is not None
     busy.close()
+
+
+class Told:
+    """A KindReader that says what it is told, and counts."""
+
+    def __init__(self, *kinds: QuestionKind | None) -> None:
+        self.kinds = list(kinds)
+
+    async def kind_of(self, query: str, vector: Any, embedding: Any) -> QuestionKind | None:
+        return self.kinds.pop(0)
+
+
+class Named:
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        self.embedder = self
+
+
+async def test_a_kind_is_known_by_its_vector_model_and_classifier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    statistics = Statistics()
+    store: Any = None
+    layer = Layer("embedding", store, statistics)
+    one, other = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
+    first: Any = Named("first")
+    second: Any = Named("second")
+    kinds = CachedKinds(
+        Told("fact", "analysis", "explanation", None, "fact"), layer, ttl_seconds=60
+    )
+    assert [await kinds.kind_of("who?", one, first) for _ in range(3)] == ["fact"] * 3
+    # The same text with another vector: the query was rewritten.
+    assert await kinds.kind_of("who?", other, first) == "analysis"
+    assert await kinds.kind_of("who?", one, second) == "explanation"
+    assert await kinds.kind_of("why?", other, second) is None
+    assert await kinds.kind_of("why?", other, second) == "fact"
+    assert statistics.of("embedding") == {"intent_hits": 2, "intent_misses": 5}
+    monkeypatch.setattr(intents, "_classifier_digest", lambda: b"other code")
+    changed = CachedKinds(Told("analysis"), layer, ttl_seconds=60)
+    changed._known = kinds._known
+    assert await changed.kind_of("who?", one, first) == "analysis"
+
+
+async def test_kinds_are_forgotten_in_time_and_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Any = None
+    layer = Layer("embedding", store, Statistics())
+    embedding: Any = Named("model")
+    vectors = np.eye(3, dtype=np.float32)
+    brief = CachedKinds(Told("fact", "analysis"), layer, ttl_seconds=-1)
+    assert [await brief.kind_of("", vectors[0], embedding) for _ in range(2)] == [
+        "fact",
+        "analysis",
+    ]
+    monkeypatch.setattr(intents, "REMEMBERED", 2)
+    told = Told("fact", "fact", "fact", "analysis")
+    few = CachedKinds(told, layer, ttl_seconds=60)
+    for vector in vectors:
+        await few.kind_of("", vector, embedding)
+    assert await few.kind_of("", vectors[2], embedding) == "fact"
+    assert await few.kind_of("", vectors[0], embedding) == "analysis"

@@ -57,6 +57,7 @@ class Process:
     """What one process knows and has."""
 
     def __init__(self, redis: Redis, clock: Clock) -> None:
+        self.is_waiting = False
         self.members = {
             url: Member(slots, Breaker(Random(1)), OllamaInstance(url, connect_timeout_seconds=1))
             for url, slots in SLOTS.items()
@@ -65,7 +66,7 @@ class Process:
             redis,
             list(self.members.values()),
             changed=lambda: None,
-            is_waiting=lambda: False,
+            is_waiting=lambda: self.is_waiting,
             clock=clock,
         )
 
@@ -82,6 +83,16 @@ class Process:
             while await self.take(url):
                 taken[url] += 1
         return taken
+
+    def held(self) -> dict[str, int]:
+        return {url: self.slots._held[url] for url in SLOTS}
+
+    async def lose_redis(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def away(*_: Any) -> Any:
+            raise ConnectionError("Redis is away")
+
+        monkeypatch.setattr(self.slots._redis, "eval", away)
+        await self.sign()
 
     async def close(self) -> None:
         for member in self.members.values():
@@ -170,13 +181,8 @@ async def test_without_redis_each_has_its_share_and_all_have_every_slot_once(
     processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, four = processes
-
-    async def away(*_: Any) -> Any:
-        raise ConnectionError("Redis is away")
-
     for one in four:
-        monkeypatch.setattr(one.slots._redis, "eval", away)
-        await one.sign()
+        await one.lose_redis(monkeypatch)
     assert not any(one.slots.is_shared for one in four)
     clock.now += shared_slots.LEASE_SECONDS
     shares = [await one.take_all() for one in four]
@@ -190,12 +196,48 @@ async def test_what_others_had_is_left_to_them_at_first(
     clock, (one, two, *_) = processes
     assert sum((await one.take_all()).values()) == 6
     await two.sign()
+    await two.lose_redis(monkeypatch)
+    assert sum((await two.take_all()).values()) == 0
+    clock.now += shared_slots.LEASE_SECONDS
+    assert sum((await two.take_all()).values()) >= 1
 
-    async def away(*_: Any) -> Any:
-        raise ConnectionError("Redis is away")
 
-    monkeypatch.setattr(two.slots._redis, "eval", away)
+@pytest.mark.parametrize("seed", range(20))
+async def test_when_redis_goes_all_together_have_no_more_than_the_slots(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    clock, four = processes
+    random = Random(seed)
+    for one in random.sample(four, 3):
+        for url in random.choices([*SLOTS], k=random.randrange(4)):
+            await one.take(url)
+    for one in four:
+        await one.sign()
+    for one in random.sample(four, 4):
+        await one.lose_redis(monkeypatch)
+        await one.take_all()
+    for url, slots in SLOTS.items():
+        assert sum(one.held()[url] for one in four) <= slots, url
+    assert sum(sum(one.held().values()) for one in four) > 0
+    clock.now += shared_slots.LEASE_SECONDS
+    for one in four:
+        for url, held in one.held().items():
+            for _ in range(held):
+                one.slots.give_back(one.members[url])
+    shares = [await one.take_all() for one in four]
+    assert {url: sum(share[url] for share in shares) for url in SLOTS} == SLOTS
+
+
+async def test_where_slots_are_scarce_each_keeps_to_what_it_has(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, (one, two, *_) = processes
+    assert await one.take("http://one:1")
     await two.sign()
+    # What the other took since then it cannot know.
+    assert await one.take("http://one:1")
+    two.is_waiting = True
+    await two.lose_redis(monkeypatch)
     assert sum((await two.take_all()).values()) == 0
     clock.now += shared_slots.LEASE_SECONDS
     assert sum((await two.take_all()).values()) >= 1
@@ -213,13 +255,15 @@ def doubles() -> Iterator[list[OllamaDouble]]:
         ]
 
 
-def start(redis_url: str, doubles: list[OllamaDouble], *, questions: int) -> subprocess.Popen[str]:
+def start(
+    redis_url: str, doubles: list[OllamaDouble], *, questions: int, at_once: int = 6
+) -> subprocess.Popen[str]:
     instances = [
         f"--instance={double.url}#{slots}"
         for double, slots in zip(doubles, SLOTS.values(), strict=True)
     ]
     command = [sys.executable, "-m", "tests.pool_process", "--redis", redis_url, "--model", MODEL]
-    command += [*instances, "--questions", str(questions), "--at-once", "6"]
+    command += [*instances, "--questions", str(questions), "--at-once", str(at_once)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
@@ -250,3 +294,31 @@ async def test_four_processes_keep_to_the_slots_and_one_that_is_killed_leaves_it
     assert most[0] == 3
     # The three have given all back; what the dead one had goes with its lease.
     assert len(await redis.keys("footnote:slots:*")) <= 1
+
+
+async def test_four_processes_keep_to_the_slots_when_redis_is_killed(
+    tmp_path: Path, doubles: list[OllamaDouble]
+) -> None:
+    server = EmbeddedRedis(tmp_path)
+    url = server.start()
+    if url is None:
+        pytest.skip("no Redis server on this machine")
+    started = [start(url, doubles, questions=60, at_once=12) for _ in range(4)]
+    try:
+        for one in started:
+            assert one.stdout is not None
+            for expected in ("ready\n", *["4\n"] * 5):
+                assert await asyncio.to_thread(one.stdout.readline) == expected
+        server.stop()
+        told = await asyncio.gather(*(asyncio.to_thread(one.communicate) for one in started))
+        assert [one.returncode for one in started] == [0] * 4
+        assert [text.split() for text, _ in told] == [["4"] * 55] * 4
+    finally:
+        server.stop()
+        for one in started:
+            one.kill()
+            one.wait(10)
+            if one.stdout is not None:
+                one.stdout.close()
+    most = [double.stats().most_in_flight for double in doubles]
+    assert all(seen <= slots for seen, slots in zip(most, SLOTS.values(), strict=True)), most

@@ -105,7 +105,8 @@ class Answer:
 
     `notice` says in words what was degraded, for example that no model is configured. An answer
     that was cut off is not complete, nor is one of a model that stood in for those in `tried`.
-    `saved` is what an answer that was known before had cost. `routing` says why this model was
+    `saved` is what an answer that was known before had cost; `paraphrase_of` is the question that
+    it was an answer to, where that was another wording. `routing` says why this model was
     chosen; None where none was asked.
     """
 
@@ -120,6 +121,7 @@ class Answer:
     notice: str | None = None
     is_complete: bool = True
     saved: Usage = Usage()
+    paraphrase_of: str | None = None
     experiment: InExperiment | None = None
     tried: tuple[Attempt, ...] = ()
     routing: Routing | None = None

@@ -143,7 +143,7 @@ def is_supported(
     return (
         _digits(claim.text) <= numbers
         and all(terms.issuperset(content_terms(name)) for name in _NAME.findall(claim.text))
-        and not _contradicts(claim, windows)
+        and not contradict(claim, windows)
     )
 
 
@@ -155,7 +155,7 @@ def _is_alike(claim: Statement, windows: Statement, matches: Sequence[Match]) ->
     return (coverage + max(similarities)) / 2 >= SUPPORT
 
 
-def _contradicts(one: Statement, other: Statement) -> bool:
+def contradict(one: Statement, other: Statement) -> bool:
     """Whether a word is negated in one of them and only stated in the other."""
     one_negated, one_plain = one.negation
     other_negated, other_plain = other.negation

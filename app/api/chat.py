@@ -115,6 +115,7 @@ class Exchange:
             conversation_id=self.conversation.id,
             message_id=None,
             cache=dict(answer.cache),
+            paraphrase_of=answer.paraphrase_of,
             usage=UsageInfo(
                 prompt_tokens=answer.usage.prompt_tokens,
                 completion_tokens=answer.usage.completion_tokens,

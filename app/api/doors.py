@@ -44,6 +44,7 @@ DOORS = (
     Door("GET", "/metrics", "read", limit=None),
     Door("GET", "/api/load-balancer-stats", "read"),
     Door("GET", "/api/ollama-health", "read"),
+    Door("GET", "/api/admin/instances", "admin"),
     Door("PATCH", "/api/admin/instances", "admin"),
     Door("GET", "/openapi.json", "nobody"),
     Door("GET", "/api/collections", "read"),

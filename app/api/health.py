@@ -25,7 +25,10 @@ from app.api.schemas import (
     RedisCheck,
 )
 from app.errors import FootnoteError
+from app.language_models import OLLAMA
 from app.llm.base import InstanceHealth
+from app.llm.catalogue import ModelInUse
+from app.llm.digests import with_tag
 from app.llm.hosted import ProviderHealth
 from app.resources import Resources
 from app.telemetry import DEGRADED
@@ -51,6 +54,7 @@ class Health:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
+        self._known_models = frozenset[ModelInUse]()
         self._database = _Remembered(
             self._ask_database,
             late=DatabaseCheck(status="down", reason=NO_ANSWER),
@@ -170,16 +174,24 @@ class Health:
             return ModelServersCheck(
                 status="off", reason="no FOOTNOTE_OLLAMA_URLS: answers are quoted, not written"
             )
-        return _check_of(await self._resources.chat_model.health())
+        servers, in_use = await asyncio.gather(
+            self._resources.chat_model.health(), self._models_in_use()
+        )
+        return _check_of(servers, [one.upstream_name for one in in_use if one.provider == OLLAMA])
 
     async def _ask_providers(self) -> ProvidersCheck:
-        try:
-            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
-                in_use = await self._resources.registry.providers_in_use()
-        except Exception as error:  # noqa: BLE001 - the database has a check of its own
-            in_use = frozenset[str]()
-            log.info("registered_providers_not_known", why=type(error).__name__)
+        in_use = frozenset(one.provider for one in await self._models_in_use())
         return _providers_check(await self._resources.providers.hosted.health(in_use))
+
+    async def _models_in_use(self) -> frozenset[ModelInUse]:
+        """Those of the configuration and those registered, as far as they are known."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS / 2):
+                self._known_models = await self._resources.registry.models_in_use()
+        except (FootnoteError, TimeoutError) as error:
+            # The database has a check of its own.
+            log.info("registered_models_not_read", why=type(error).__name__)
+        return self._known_models
 
     def _embedding(self) -> EmbeddingCheck:
         embedder = self._resources.query_embedder.embedder
@@ -195,11 +207,18 @@ class Health:
         )
 
 
-def _check_of(servers: Sequence[InstanceHealth]) -> ModelServersCheck:
+def _check_of(servers: Sequence[InstanceHealth], in_use: Sequence[str]) -> ModelServersCheck:
     usable = [one for one in servers if one.reachable and one.has_model and not one.ejected]
     reasons = [f"{one.instance}: {one.reason}" for one in servers if one.reason]
+    if not servers:
+        reasons.append("every server was removed by PATCH /api/admin/instances")
+    for one in usable:
+        lacking = sum(with_tag(name) not in one.models for name in in_use)
+        if lacking:
+            # Anybody may read this, and what tenants registered is theirs: doctor names it.
+            reasons.append(f"{one.instance}: lacks {lacking} of {len(in_use)} models in use")
     return ModelServersCheck(
-        status="ok" if len(usable) == len(servers) else "degraded" if usable else "down",
+        status="down" if not usable else "degraded" if reasons else "ok",
         reason="; ".join(reasons) or None,
         servers=len(servers),
         usable=len(usable),

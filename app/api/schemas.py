@@ -378,6 +378,9 @@ class ChatReply(BaseModel):
     conversation_id: UUID
     message_id: UUID | None = Field(description="What feedback refers to.")
     cache: dict[str, str]
+    paraphrase_of: str | None = Field(
+        default=None, description="The wording that a known answer was given to, if another."
+    )
     usage: UsageInfo
     experiment: ExperimentNote | None = None
     took_ms: Milliseconds

@@ -58,10 +58,41 @@ class LayerInfo(BaseModel):
     saved: SavedInfo
 
 
+class RoutingHits(BaseModel):
+    """Kinds of questions, by which a model is chosen: known, or found out."""
+
+    hits: int
+    misses: int
+
+
+class EmbeddingLayerInfo(LayerInfo):
+    routing: RoutingHits
+
+
+class ParaphrasesInfo(BaseModel):
+    """Answers shared by wordings of the same question: `shared` of what counts as missed above.
+
+    `stopped`: of those `judged`, so many were `wrong` that none are shared any more, until the
+    tenant's answers are emptied. `wrong_at_least` and `wrong_at_most` bound the share of wrong ones.
+    All but `shared` is of the caller's tenant.
+    """
+
+    status: Literal["off", "on", "stopped", "unknown"]
+    shared: int
+    judged: int
+    wrong: int
+    wrong_at_least: float | None
+    wrong_at_most: float | None
+
+
+class AnswerLayerInfo(LayerInfo):
+    paraphrases: ParaphrasesInfo
+
+
 class LayersInfo(BaseModel):
-    embedding: LayerInfo
+    embedding: EmbeddingLayerInfo
     chunks: LayerInfo
-    answer: LayerInfo
+    answer: AnswerLayerInfo
 
 
 class CacheStats(BaseModel):

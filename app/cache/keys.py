@@ -83,6 +83,35 @@ class AnswerKey(Key):
     evidence: Sequence[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class ParaphraseKey(Key):
+    """What two wordings must have in common to share an answer: an AnswerKey without its question.
+
+    `scope` is what the caller may see and what he asked of it: nobody is told how somebody with
+    another access, or in another place, asked.
+    """
+
+    history: bytes
+    tenant: int
+    scope: Any
+    prompt: Any
+    model: Any
+    options: Any
+    evidence: Sequence[bytes]
+
+    @classmethod
+    def of(cls, key: AnswerKey, scope: Any) -> "ParaphraseKey":
+        return cls(
+            history=key.history,
+            tenant=key.tenant,
+            scope=scope,
+            prompt=key.prompt,
+            model=key.model,
+            options=key.options,
+            evidence=key.evidence,
+        )
+
+
 def history_digest(history: Sequence[Message]) -> bytes:
     """Of the earlier turns, to the letter: nothing is normalised in what was said before."""
     turns = tuple((message.role, message.content) for message in history)

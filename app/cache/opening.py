@@ -6,17 +6,22 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from app.answering.base import Writer
+from app.answering.kinds import KindReader
 from app.cache.answers import CachedWriter
 from app.cache.base import SHARED, Bounds, LayerName, Store
 from app.cache.chunks import CachedSearcher, ObservedSearcher, Reranking
 from app.cache.embeddings import CachedEmbedding, FoldsCase
 from app.cache.in_process import InProcessStore
+from app.cache.intents import CachedKinds
+from app.cache.judging import Judge
 from app.cache.layer import Layer
 from app.cache.leases import Leases
+from app.cache.paraphrases import Paraphrases
 from app.cache.report import Reports
 from app.cache.single_flight import Flights
 from app.cache.statistics import SharedStatistics, Statistics, keep_settling
 from app.cache.store import RedisStore, open_clients
+from app.cache.tallies import InProcessTallies, RedisTallies, Tallies
 from app.config import Settings
 from app.costs.ledger import Ledger
 from app.db.snapshot import Snapshots
@@ -37,6 +42,7 @@ class Caches:
     flights: Flights
     folds_case: FoldsCase
     reports: Reports
+    judge: Judge
 
     @property
     def in_redis(self) -> bool:
@@ -51,8 +57,13 @@ class Caches:
         }[layer]
 
     async def clear(self, layer: LayerName, tenant_id: int) -> int:
-        """Forget what a tenant has in a layer; how much it was."""
+        """Forget what a tenant has in a layer; how much it was.
+
+        With the answers goes what was found of those that paraphrases shared: it begins anew.
+        """
         removed = await self.store.clear(layer, SHARED if layer == "embedding" else str(tenant_id))
+        if layer == "answer":
+            await self.judge.begin_anew(tenant_id)
         self.reports.forget()
         return removed
 
@@ -60,6 +71,12 @@ class Caches:
         if not self.settings.cache_embeddings:
             return inner
         return CachedEmbedding(inner, self._layer("embedding"), self.folds_case)
+
+    def kinds(self, inner: KindReader) -> KindReader:
+        if not self.settings.cache_embeddings:
+            return inner
+        ttl_seconds = self.settings.cache_embeddings_ttl_seconds
+        return CachedKinds(inner, self._layer("embedding"), ttl_seconds=ttl_seconds)
 
     def chunks(
         self,
@@ -78,7 +95,12 @@ class Caches:
     def answers(self, inner: Writer, default: QueryEmbedding, ledger: Ledger) -> Writer:
         if not self.settings.cache_answers:
             return inner
-        return CachedWriter(inner, default, ledger, self._layer("answer"), self.flights)
+        layer = self._layer("answer")
+        paraphrases = None
+        if self.settings.cache_paraphrases:
+            similarity = self.settings.cache_paraphrase_similarity
+            paraphrases = Paraphrases(layer, default, self.judge, similarity=similarity)
+        return CachedWriter(inner, default, ledger, layer, self.flights, paraphrases)
 
     def _layer(self, name: LayerName) -> Layer:
         return Layer(name, self.store, self.statistics)
@@ -94,19 +116,23 @@ async def open_caches(settings: Settings) -> AsyncGenerator[Caches]:
         leases = None
         if clients is None:
             store: Store = InProcessStore(bounds)
+            tallies: Tallies = InProcessTallies()
             counting = keep_settling(statistics)
         else:
             for client in clients:
                 stack.push_async_callback(client.aclose, close_connection_pool=True)
             store = RedisStore(clients, bounds, timeout_seconds=settings.redis_timeout_seconds)
             leases = Leases(store, clients[0])
+            tallies = RedisTallies(store, clients[0])
             counting = SharedStatistics(statistics, store, clients[0]).keep()
         stack.push_async_callback(_end, asyncio.create_task(counting))
         flights = Flights(leases)
         stack.push_async_callback(flights.close)
         reports = Reports(store, statistics)
         stack.push_async_callback(reports.close)
-        yield Caches(settings, store, statistics, flights, {}, reports)
+        judge = Judge(tallies, share=settings.cache_paraphrase_judged_share)
+        stack.push_async_callback(judge.close)
+        yield Caches(settings, store, statistics, flights, {}, reports, judge)
 
 
 def _bounds(settings: Settings) -> Mapping[LayerName, Bounds]:

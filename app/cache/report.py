@@ -25,7 +25,9 @@ MISSED = ("new", "evidence_changed", "scope", "settings", "gone")
 class LayerReport:
     """`rate_*` are shares of hits, None where nothing was looked up.
 
-    `missed` says why, of what was asked before. `saved_seconds` is the time that hits did not take.
+    `paraphrases` are answers that were shared with another wording, of what was missed otherwise;
+    `intent_…` are kinds of questions, known and found out. `missed` says why, of what was asked
+    before. `saved_seconds` is the time that hits did not take.
     """
 
     hits: int
@@ -41,6 +43,9 @@ class LayerReport:
     saved_seconds: float
     saved_tokens: int
     saved_cost: Decimal
+    paraphrases: int
+    intent_hits: int
+    intent_misses: int
 
 
 class Reports:
@@ -74,6 +79,9 @@ class Reports:
             saved_seconds=_saved_seconds(counts),
             saved_tokens=counts["saved_tokens"],
             saved_cost=Decimal(counts["saved_nanos"]) / 1_000_000_000,
+            paraphrases=counts["paraphrases"],
+            intent_hits=counts["intent_hits"],
+            intent_misses=counts["intent_misses"],
         )
 
     async def close(self) -> None:

@@ -91,7 +91,8 @@ class Writing:
 class Reading:
     """Turns lines into the events of an answer from these passages.
 
-    Where `is_known`, the answer costs nothing and says what it saved.
+    Where `is_known`, the answer costs nothing and says what it saved, and `paraphrase_of` which
+    question it answered, where that was another wording.
     """
 
     def __init__(
@@ -101,11 +102,13 @@ class Reading:
         *,
         is_known: bool,
         notice: str | None = None,
+        paraphrase_of: str | None = None,
     ) -> None:
         self._hits = hits
         self._cache = cache
         self._is_known = is_known
         self._notice = notice
+        self._paraphrase_of = paraphrase_of
         self._text: list[str] = []
 
     def event(self, line: Line) -> AnswerEvent:
@@ -171,7 +174,13 @@ class Reading:
             return answer
         # A notice is of who asked then, but for one that the answer was cut off.
         notice = self._notice if is_complete else notice
-        return replace(answer, usage=Usage(), saved=usage, notice=notice)
+        return replace(
+            answer,
+            usage=Usage(),
+            saved=usage,
+            notice=notice,
+            paraphrase_of=self._paraphrase_of,
+        )
 
 
 def failed(error: FootnoteError) -> Line:

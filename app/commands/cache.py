@@ -49,6 +49,19 @@ def stats(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> N
             f"{layer['saved']['seconds']:,.0f} s",
         )
     console().print(table)
+    routing = reply["layers"]["embedding"]["routing"]
+    console().print(f"Routing: {routing['hits']:,} kinds known, {routing['misses']:,} found out.")
+    shared = reply["layers"]["answer"]["paraphrases"]
+    if shared["status"] != "off":
+        console().print(
+            f"Paraphrases ({shared['status']}): {shared['shared']:,} answers shared,"
+            f" {shared['judged']:,} judged, {shared['wrong']:,} wrong."
+        )
+    if shared["status"] == "stopped":
+        console().print(
+            "They share no answers any more; `footnote cache clear --layer answer` begins anew.",
+            style="yellow",
+        )
     if reply["reason"]:
         console().print(f"The store is degraded: {reply['reason']}.", style="yellow")
 

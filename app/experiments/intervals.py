@@ -54,6 +54,24 @@ def of_rate(rate: Rate, confidence: float = 0.95) -> Interval:
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
 
 
+def of_rate_exactly(rate: Rate, confidence: float = 0.95) -> Interval:
+    """The interval that never holds the truth less often than it says, whatever the truth is.
+
+    C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial limits illustrated in the
+    case of the binomial", Biometrika 26 (1934), 404–413. Wider than Wilson's; for promises.
+    """
+    if rate.total == 0:
+        return UNKNOWN
+    # Heavy, and not every service compares; it carries no types.
+    from scipy.special import betaincinv  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs]
+
+    inverse: Any = betaincinv
+    count, others, tail = rate.count, rate.total - rate.count, (1 - confidence) / 2
+    low = float(inverse(count, others + 1, tail)) if count else 0.0
+    high = float(inverse(count + 1, others, 1 - tail)) if others else 1.0
+    return Interval(count / rate.total, low, high)
+
+
 def of_rate_difference(rate: Rate, control: Rate, confidence: float = 0.95) -> Interval:
     """How much higher a rate is than that of a control.
 

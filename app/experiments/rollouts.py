@@ -41,9 +41,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """What arms may ask for. `reranker`: the service has one."""
+    """What arms may ask for. `models` by name, each with why it cannot be asked now, or None.
 
-    models: frozenset[str]
+    `reranker`: the service has one.
+    """
+
+    models: Mapping[str, str | None]
     prompt_versions: frozenset[str]
     reranker: bool
 
@@ -217,11 +220,8 @@ class Rollouts:
         if len(set(names)) < len(names):
             raise InvalidInput("Two arms have the same name.")
         for arm in arms:
-            if arm.model is not None and arm.model not in available.models:
-                raise InvalidInput(
-                    f"The arm {arm.name} asks for the model {arm.model!r}, which is not there.",
-                    hint=f"There are: {', '.join(sorted(available.models)) or 'none'}.",
-                )
+            if arm.model is not None:
+                _check_model(arm.name, arm.model, available.models)
             if (
                 arm.prompt_version is not None
                 and arm.prompt_version not in available.prompt_versions
@@ -309,6 +309,20 @@ class Rollouts:
                     select(Experiment).where(Experiment.status == "running")
                 )
                 self._running = {row.tenant_id: _rollout(row) for row in rows}
+
+
+def _check_model(arm: str, model: str, models: Mapping[str, str | None]) -> None:
+    usable = sorted(name for name, why_not in models.items() if why_not is None)
+    hint = f"There are: {', '.join(usable) or 'none'}."
+    if model not in models:
+        raise InvalidInput(
+            f"The arm {arm} asks for the model {model!r}, which is not there.", hint=hint
+        )
+    if model not in usable:
+        raise InvalidInput(
+            f"The arm {arm} asks for the model {model!r}, which cannot be asked: {models[model]}.",
+            hint=hint,
+        )
 
 
 async def _find(

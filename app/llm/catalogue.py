@@ -7,16 +7,17 @@ these providers, for his tenant alone, and says whether what is asked may leave 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access import Caller
 from app.config import Settings
-from app.db.models import LanguageModel, Tenant
+from app.db.models import Experiment, LanguageModel, Tenant
 from app.db.session import Sessions
 from app.db.transactions import translated_errors
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
@@ -53,6 +54,13 @@ class Catalogue:
 
     def find(self, name: str) -> ModelSpec | None:
         return next((one for one in self.specs if one.name == name), None)
+
+
+class ModelInUse(NamedTuple):
+    """A model by its provider, and by what that calls it."""
+
+    provider: str
+    upstream_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ class Registry:
                 return Registered(spec, row.id, row.created_at)
 
     async def remove(self, caller: Caller, model_id: UUID) -> Registered:
-        """Raises NotFound, and Conflict while a variant falls back on the model.
+        """Raises NotFound, and Conflict while a variant or an experiment needs the model.
 
         For a key that is limited to collections there is nothing to remove.
         """
@@ -134,6 +142,12 @@ class Registry:
                         f"{', '.join(variants)} would have nothing to fall back on.",
                         hint="Remove the variants first.",
                     )
+                asking = await _experiment_that_asks_for(session, caller.tenant_id, found.spec.name)
+                if asking is not None:
+                    raise Conflict(
+                        f"The experiment {asking!r} asks for it.",
+                        hint="Finish the experiment or roll it back first.",
+                    )
                 await session.execute(
                     delete(LanguageModel).where(
                         LanguageModel.id == model_id, LanguageModel.tenant_id == caller.tenant_id
@@ -141,15 +155,13 @@ class Registry:
                 )
                 return found
 
-    async def providers_in_use(self) -> frozenset[str]:
-        """Providers of the configuration's models and of what any tenant registered."""
-        used = {one.provider for one in self._configured}
-        async with self._sessions() as session:
-            specs = await session.scalars(
-                select(LanguageModel.spec["provider"].as_string()).distinct()
-            )
-            used.update(name for name in specs if name is not None)
-        return frozenset(used)
+    async def models_in_use(self) -> frozenset[ModelInUse]:
+        """The configuration's models, and what any tenant registered."""
+        with translated_errors():
+            async with self._sessions() as session:
+                registered = (await session.execute(REGISTERED)).all()
+        configured = (ModelInUse(one.provider, one.upstream_name) for one in self._configured)
+        return frozenset({*configured, *(ModelInUse(*row) for row in registered)})
 
     async def tenant(self, caller: Caller) -> TenantSettings:
         with translated_errors():
@@ -181,12 +193,32 @@ class Registry:
         return [one for one in read if one is not None]
 
 
+REGISTERED = select(
+    func.coalesce(LanguageModel.spec["provider"].as_string(), OLLAMA),
+    func.coalesce(LanguageModel.spec["served_as"].as_string(), LanguageModel.name),
+).distinct()
+"""Provider and the provider's name of every model that any tenant registered."""
+
+
 def _check_unlimited(caller: Caller) -> None:
     if caller.collections is not None:
         raise Forbidden(
             "A key that is limited to collections may not change what concerns the whole tenant.",
             hint="Use a key with the scope admin that is not limited.",
         )
+
+
+async def _experiment_that_asks_for(
+    session: AsyncSession, tenant_id: int, model: str
+) -> str | None:
+    """The running experiment of which an arm names the model."""
+    return await session.scalar(
+        select(Experiment.name).where(
+            Experiment.tenant_id == tenant_id,
+            Experiment.status == "running",
+            Experiment.arms.contains([{"model": model}]),
+        )
+    )
 
 
 async def _lock(session: AsyncSession, tenant_id: int) -> None:

@@ -43,7 +43,13 @@ from app.llm.ollama import (
 from app.llm.pooled import PooledModel
 from app.llm.roster import Connect, InstanceAddress, Roster, State
 from app.llm.shared_slots import SharedSlots
-from app.llm.statistics import PoolStatistics, PoolTally, instance_statistics
+from app.llm.statistics import (
+    PoolStatistics,
+    PoolTally,
+    QueueStatistics,
+    instance_statistics,
+    milliseconds,
+)
 from app.llm.supervision import Supervisor
 from app.telemetry import GENERATION_FAILOVERS, STAGE_SECONDS
 
@@ -153,10 +159,10 @@ class GenerationPool:
         self._roster.change(url, slots, state, self._supervisor)
         self._dispatcher.dispatch()
 
-    def configure(self, addresses: Sequence[InstanceAddress]) -> None:
+    def configure(self, wanted: Sequence[InstanceAddress]) -> None:
         """From now on these servers, and no others."""
-        self._roster.configure(addresses, self._supervisor)
-        self._dispatcher.dispatch()
+        if self._roster.configure(wanted, self._supervisor):
+            self._dispatcher.dispatch()
 
     # --- answering -------------------------------------------------------------------------------
 
@@ -286,14 +292,17 @@ class GenerationPool:
         shared = self._dispatcher.shared
         return PoolStatistics(
             model=self._model,
-            waiting={"interactive": lanes.length("interactive"), "batch": lanes.length("batch")},
             requests=tally.requests,
             completed=tally.completed,
-            expected_wait_seconds=self._next_wait_seconds(),
-            queue_seconds=tally.queue_seconds.percentiles(),
-            first_token_seconds=tally.first_token_seconds.percentiles(),
-            gap_seconds=tally.gap_seconds.percentiles(),
-            choice_seconds=tally.choice_seconds.percentiles(),
+            queue=QueueStatistics(
+                waiting_interactive=lanes.length("interactive"),
+                waiting_batch=lanes.length("batch"),
+                expected_wait_ms=milliseconds(self._next_wait_seconds()),
+            ),
+            queue_wait_ms=tally.queue_seconds.percentiles(times=1000),
+            first_token_ms=tally.first_token_seconds.percentiles(times=1000),
+            token_gap_ms=tally.gap_seconds.percentiles(times=1000),
+            choice_ms=tally.choice_seconds.percentiles(times=1000),
             prediction_ratio=tally.prediction_ratio.percentiles(),
             failovers=dict(tally.failovers),
             shed={str(why): count for why, count in tally.shed.items()},

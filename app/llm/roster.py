@@ -26,6 +26,7 @@ class InstanceAddress(NamedTuple):
 
     url: str
     slots: int = 1
+    is_draining: bool = False
 
 
 class Roster:
@@ -44,7 +45,7 @@ class Roster:
         Raises NotFound when a server that is not there is to go, InvalidInput for a URL that is
         not one.
         """
-        found = self.find(url)
+        found = self.find(url) or (self._find_leaving(url) if state == "serving" else None)
         if found is None:
             if state != "serving":
                 raise NotFound(f"There is no model server {url}.")
@@ -53,24 +54,40 @@ class Roster:
             supervisor.meet(found)
         elif slots is not None:
             found.slots = slots
+        found.is_removed = False
         found.is_draining = state != "serving"
         log.info("instance_changed", instance=found.address, state=state, slots=found.slots)
         if state == "removed":
             supervisor.retire(found)
 
-    def configure(self, addresses: Sequence[InstanceAddress], supervisor: Supervisor) -> None:
-        """From now on these serve, and no others."""
-        wanted = {address_of(url): slots for url, slots in addresses}
-        for member in list(self.members):
-            if member.address not in wanted:
-                self.change(member.address, None, "removed", supervisor)
-        for url, slots in addresses:
-            self.change(url, slots, "serving", supervisor)
+    def configure(self, wanted: Sequence[InstanceAddress], supervisor: Supervisor) -> bool:
+        """From now on these are there, and no others; whether that changed anything."""
+        changes: list[tuple[str, int | None, State]] = []
+        addresses = {address_of(one.url) for one in wanted}
+        for member in self.members:
+            if member.address not in addresses and not member.is_removed:
+                changes.append((member.address, None, "removed"))
+        for url, slots, is_draining in wanted:
+            found = self.find(url)
+            if found is None and not is_draining:
+                changes.append((url, slots, "serving"))
+            elif found is not None and (found.slots, found.is_draining) != (slots, is_draining):
+                changes.append((url, slots, "draining" if is_draining else "serving"))
+        for change in changes:
+            self.change(*change, supervisor)
+        return bool(changes)
 
     def find(self, url: str) -> Member | None:
+        return self._first(url, is_removed=False)
+
+    def _find_leaving(self, url: str) -> Member | None:
+        """The server with its last requests: if it came back as another, these would not count."""
+        return self._first(url, is_removed=True)
+
+    def _first(self, url: str, *, is_removed: bool) -> Member | None:
         address = address_of(url)
         for member in self.members:
-            if member.address == address and not member.is_removed:
+            if member.address == address and member.is_removed == is_removed:
                 return member
         return None
 

@@ -5,8 +5,9 @@ one more, so the cap holds for all together. A process that gives no sign of lif
 taken for dead and its slots are free. If it was only asleep, it is fenced: nothing is granted until it
 has said anew what it has. Redis holds nothing that the processes do not know, so it may be wiped.
 
-Redis away: each process takes its fair share, the slots of all servers being dealt out in turn. What
-others had on a server when Redis went is left to them for LEASE_SECONDS more.
+Redis away: each process takes its fair share, the slots of all servers being dealt out in turn. For the
+first LEASE_SECONDS it takes no more than it had then and, where nobody stood in its line, its part
+of what was free: what others had is left to them.
 """
 
 import asyncio
@@ -106,6 +107,8 @@ class SharedSlots:
         self._others = Counter[str]()
         self._processes: list[str] = [self._me]
         self._lost_at: float | None = None
+        self._had_when_lost = Counter[str]()
+        self._was_scarce = False
         self._news = asyncio.Event()
         # One command at a time: what is said of all slots must not overtake what was granted.
         self._turn = asyncio.Lock()
@@ -209,6 +212,8 @@ class SharedSlots:
     def _lose(self, error: Exception) -> None:
         if self._lost_at is None:
             self._lost_at = self._clock()
+            self._had_when_lost = self._held.copy()
+            self._was_scarce = self._is_waiting()
             log.warning("slots_not_shared", reason=type(error).__name__, share_of=self.processes)
         self._apply()
 
@@ -221,14 +226,24 @@ class SharedSlots:
             member.allowed_slots = slots if self.is_shared else self._share(member, slots)
 
     def _share(self, member: Member, slots: int) -> int:
-        """Of the slots of all servers, dealt out in turn, those here that fall to this process."""
+        """How many of the server's slots this process may use while it cannot ask."""
+        share = self._part(member, slots)
+        if self._lost_at is None or self._clock() - self._lost_at >= LEASE_SECONDS:
+            return share
+        had = self._had_when_lost[member.address]
+        # Where requests wait, a slot that was free a moment ago is somebody's by now.
+        free = 0 if self._was_scarce else slots - had - self._others[member.address]
+        return min(share, had + self._part(member, max(0, free)))
+
+    def _part(self, member: Member, slots: int) -> int:
+        """Of so many slots of the server, those that fall to this process; all parts are the whole.
+
+        The slots of all servers are dealt out in turn, so that none gets all its slots elsewhere.
+        """
         rank, count = self._processes.index(self._me), len(self._processes)
         ordered = sorted(self._members, key=lambda one: one.address)
         before = sum(one.slots for one in ordered[: ordered.index(member)])
-        share = sum((before + slot) % count == rank for slot in range(slots))
-        if self._lost_at is not None and self._clock() - self._lost_at < LEASE_SECONDS:
-            share = min(share, slots - self._others[member.address])
-        return max(0, share)
+        return sum((before + slot) % count == rank for slot in range(slots))
 
 
 def _text(value: object) -> str:

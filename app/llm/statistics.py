@@ -1,9 +1,13 @@
-"""What the pool has done, kept in memory in bounded space."""
+"""What the pool has done, kept in memory in bounded space, and how it is told.
+
+What is told goes over the wire as it stands here, so times are milliseconds there.
+"""
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from app.llm.instance_model import InstanceModel
 from app.llm.members import Member
 
 KEPT = 512
@@ -15,7 +19,7 @@ Shed = Literal["queue_full", "wait_too_long", "timed_out", "owner_limit"]
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Of the latest requests, in the unit of what was added."""
+    """Of the latest 512 requests, in the unit that the name says."""
 
     p50: float
     p95: float
@@ -31,12 +35,14 @@ class Latest:
     def add(self, value: float) -> None:
         self._values.append(value)
 
-    def percentiles(self) -> Percentiles | None:
+    def percentiles(self, *, times: float = 1) -> Percentiles | None:
+        """Of the values `times` so much: seconds times 1000 are milliseconds."""
         if not self._values:
             return None
         ordered = sorted(self._values)
         last = len(ordered) - 1
-        return Percentiles(*(ordered[round(last * share)] for share in (0.5, 0.95, 0.99)))
+        places = (round(last * share) for share in (0.5, 0.95, 0.99))
+        return Percentiles(*(round(ordered[place] * times, 3) for place in places))
 
 
 @dataclass(slots=True)
@@ -58,19 +64,28 @@ class PoolTally:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatistics:
-    """Learnt speeds in tokens per second; None while nothing is learnt."""
+    """What was learnt of one model on one server; None while nothing is.
+
+    `slowdown_per_request` is by which share a token takes longer for each further answer that is
+    written at the same time.
+    """
 
     model: str
     resident: bool | None
     prompt_tokens_per_second: float | None
     completion_tokens_per_second: float | None
     slowdown_per_request: float
-    load_seconds: float | None
+    load_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatistics:
-    """`slots` are those in use: fewer than configured where waits inside the server show so."""
+    """One server.
+
+    `slots` are those in use, fewer than `configured_slots` where waits inside the server show
+    that it has fewer. `hidden_wait_ms` is the latest average of those waits. `prefix_hit_rate` is
+    the share of prompt tokens that the server had cached, by its speed.
+    """
 
     instance: str
     state: InstanceState
@@ -83,24 +98,37 @@ class InstanceStatistics:
     abandoned: int
     loads: int
     ejections: dict[str, int]
-    hidden_wait_seconds: float
+    hidden_wait_ms: float
     prompt_tokens: int
-    cached_tokens: int
     completion_tokens: int
+    prefix_hit_rate: float
     models: list[ModelStatistics]
 
 
 @dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    waiting_interactive: int
+    waiting_batch: int
+    expected_wait_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatistics:
+    """From memory; counts are since this process started.
+
+    `prediction_ratio` is the actual over the predicted time of answers. `failovers` are attempts
+    that moved on before the first token (`first_token`), and answers that ended in `stream`.
+    `slots_shared`: the `processes` share the slots through Redis.
+    """
+
     model: str
-    waiting: dict[str, int]
     requests: int
     completed: int
-    expected_wait_seconds: float
-    queue_seconds: Percentiles | None
-    first_token_seconds: Percentiles | None
-    gap_seconds: Percentiles | None
-    choice_seconds: Percentiles | None
+    queue: QueueStatistics
+    queue_wait_ms: Percentiles | None
+    first_token_ms: Percentiles | None
+    token_gap_ms: Percentiles | None
+    choice_ms: Percentiles | None
     prediction_ratio: Percentiles | None
     failovers: dict[str, int]
     shed: dict[str, int]
@@ -124,12 +152,19 @@ def instance_statistics(member: Member, now: float) -> InstanceStatistics:
         abandoned=tally.abandoned,
         loads=tally.loads,
         ejections=dict(tally.ejections),
-        hidden_wait_seconds=tally.hidden_wait_seconds,
+        hidden_wait_ms=milliseconds(tally.hidden_wait_seconds),
         prompt_tokens=tally.prompt_tokens,
-        cached_tokens=tally.cached_tokens,
         completion_tokens=tally.completion_tokens,
-        models=_models(member),
+        prefix_hit_rate=round(tally.cached_tokens / max(1, tally.prompt_tokens), 4),
+        models=[
+            _model_statistics(name, served.speed, served.is_resident)
+            for name, served in member.models.items()
+        ],
     )
+
+
+def milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 2)
 
 
 def state_of(member: Member) -> InstanceState:
@@ -145,20 +180,16 @@ def state_of(member: Member) -> InstanceState:
     return "ready"
 
 
-def _models(member: Member) -> list[ModelStatistics]:
-    found: list[ModelStatistics] = []
-    for name, served in member.models.items():
-        speed = served.speed
-        found.append(
-            ModelStatistics(
-                model=name,
-                resident=served.is_resident,
-                prompt_tokens_per_second=1 / speed.prompt_token_seconds
-                if speed.knows_prompt
-                else None,
-                completion_tokens_per_second=1 / speed.token_seconds(1) if speed.is_known else None,
-                slowdown_per_request=speed.slowdown,
-                load_seconds=speed.load_seconds if speed.knows_load else None,
-            )
-        )
-    return found
+def _model_statistics(name: str, speed: InstanceModel, is_resident: bool | None) -> ModelStatistics:
+    return ModelStatistics(
+        model=name,
+        resident=is_resident,
+        prompt_tokens_per_second=round(1 / speed.prompt_token_seconds, 2)
+        if speed.knows_prompt
+        else None,
+        completion_tokens_per_second=round(1 / speed.token_seconds(1), 2)
+        if speed.is_known
+        else None,
+        slowdown_per_request=round(speed.slowdown, 3),
+        load_ms=milliseconds(speed.load_seconds) if speed.knows_load else None,
+    )

@@ -147,8 +147,10 @@ class Supervisor:
     async def _retire(self, member: Member) -> None:
         while member.in_flight:
             await asyncio.sleep(RETIRE_SECONDS)
-        if member in self._members:
-            self._members.remove(member)
+        if not member.is_removed or member not in self._members:
+            # It was asked to stay after all, or has gone already.
+            return
+        self._members.remove(member)
         await member.instance.close()
         self._freed()
 
@@ -180,7 +182,7 @@ class Supervisor:
     # --- the way back ----------------------------------------------------------------------------
 
     async def _recover(self, member: Member) -> None:
-        while member.breaker.is_open and not member.is_removed:
+        while member.breaker.is_open and member in self._members:
             rest_seconds = member.breaker.next_rest_seconds()
             if member.is_unreachable:
                 rest_seconds = min(rest_seconds, UNREACHABLE_REST_SECONDS)

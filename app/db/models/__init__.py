@@ -6,6 +6,7 @@ from app.db.models.costs import Budget, BudgetAlert, Spending, UsageRecord
 from app.db.models.documents import Blob, Collection, Document, DocumentVersion, IdempotencyKey
 from app.db.models.experiments import Experiment, ExperimentOutcome
 from app.db.models.language_models import LanguageModel
+from app.db.models.model_servers import ModelServerChange
 from app.db.models.passages import Chunk, Embedding, EmbeddingModel, Posting, StoredTokenVectors
 from app.db.models.sources import RegisteredSource
 from app.db.models.switches import ModelSwitch
@@ -28,6 +29,7 @@ __all__ = [
     "Feedback",
     "IdempotencyKey",
     "LanguageModel",
+    "ModelServerChange",
     "ModelSwitch",
     "Posting",
     "RegisteredSource",

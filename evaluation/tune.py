@@ -5,6 +5,7 @@ tried here without asking again. Only the hits of the present weights are reorde
 would bring up from further below is not seen.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -44,7 +45,11 @@ class Half:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """`chosen_on` is the half that the weights were chosen on, `judged_on` the other."""
+    """`chosen_on` is the half that the weights were chosen on, `judged_on` the other.
+
+    `present` are the weights of most questions; the service may weigh those whose passages are of
+    another kind differently, and the present figures are of what it does for each.
+    """
 
     dataset: str
     present: Weights
@@ -73,7 +78,7 @@ async def tune(service: Service, judged: Judged, seed: int, tell: Tell) -> Tunin
         return _Hits(query[0], reply["hits"], reply["explanation"]["weights"])
 
     asked = await each(queries.items(), search, SEARCHES_AT_ONCE, tell, "search")
-    present: Weights = max((one.weights for one in asked), key=len)
+    present = _of_most(asked)
     if len(present) < 2:
         raise InvalidInput(
             "The search had one leg only, so there is nothing to weigh.",
@@ -83,24 +88,27 @@ async def tune(service: Service, judged: Judged, seed: int, tell: Tell) -> Tunin
     signals = {one.query_id: _signals(one, legs) for one in asked}
     hits = {one.query_id: one.hits for one in asked}
 
-    def score(query_ids: Sequence[str], weights: Weights) -> list[float]:
+    def order(query_id: str, weights: Weights | None) -> Sequence[Hit]:
+        if weights is None:
+            return hits[query_id][:DEPTH]
         wanted = np.array([weights[leg] for leg in legs])
-        run = {
-            query_id: judge.units(query_id, _reordered(hits[query_id], signals[query_id], wanted))
-            for query_id in query_ids
-        }
+        return _reordered(hits[query_id], signals[query_id], wanted)
+
+    def score(query_ids: Sequence[str], weights: Weights | None = None) -> list[float]:
+        """With these weights, or as the service ordered them."""
+        run = {query_id: judge.units(query_id, order(query_id, weights)) for query_id in query_ids}
         judgements = {query_id: judge.judgements[query_id] for query_id in query_ids}
         return score_questions(judgements, run, [LEADING])[LEADING]
 
     everything = list(queries)
-    first, second = halves(dict(zip(everything, score(everything, present), strict=True)), seed)
-    chosen = choose(present, lambda weights: fmean(score(first, weights)))
+    first, second = halves(dict(zip(everything, score(everything), strict=True)), seed)
+    chosen = choose(present, fmean(score(first)), lambda weights: fmean(score(first, weights)))
     return Tuning(
         dataset=judged.name,
         present=present,
-        chosen=chosen,
-        chosen_on=_half(score(first, present), score(first, chosen), seed),
-        judged_on=_half(score(second, present), score(second, chosen), seed),
+        chosen=chosen or present,
+        chosen_on=_half(score(first), score(first, chosen), seed),
+        judged_on=_half(score(second), score(second, chosen), seed),
     )
 
 
@@ -118,13 +126,15 @@ def halves(scores: Mapping[str, float], seed: int) -> tuple[list[str], list[str]
     return first, second
 
 
-def choose(present: Weights, value: Callable[[Weights], float]) -> Weights:
-    """The best weights of the grid, with the sum of the present ones; those, unless it is better.
+def choose(
+    present: Weights, present_value: float, value: Callable[[Weights], float]
+) -> Weights | None:
+    """The best weights of the grid, with the sum of the present ones; None unless they are better.
 
     Of weights that do as well as each other, the nearest to the present ones.
     """
     total = sum(present.values())
-    best, best_value = present, value(present)
+    best, best_value = None, present_value
     grid = [_scaled(present, parts, total) for parts in _compositions(len(present))]
     for weights in sorted(grid, key=lambda one: _distance(one, present)):
         if (found := value(weights)) > best_value:
@@ -137,6 +147,13 @@ class _Hits:
     query_id: str
     hits: list[dict[str, Any]]
     weights: Weights
+
+
+def _of_most(asked: Sequence[_Hits]) -> Weights:
+    """The weights that most questions had, of those with most legs."""
+    legs_count = max(len(one.weights) for one in asked)
+    counts = Counter(tuple(one.weights.items()) for one in asked if len(one.weights) == legs_count)
+    return dict(counts.most_common(1)[0][0])
 
 
 def _signals(asked: _Hits, legs: Sequence[str]) -> NDArray[np.float64]:

@@ -241,10 +241,11 @@ def test_halves_are_as_hard_as_each_other() -> None:
 
 def test_weights_are_chosen_only_for_a_gain() -> None:
     present = {"vector": 1.0, "keyword": 1.0}
-    assert choose(present, lambda _: 0.5) == present
-    peak = choose(present, lambda weights: -abs(weights["keyword"] - 1.4))
+    assert choose(present, 0.5, lambda _: 0.5) is None
+    assert choose(present, 0.9, lambda weights: weights["keyword"] / 4) is None
+    peak = choose(present, -0.4, lambda weights: -abs(weights["keyword"] - 1.4))
     assert peak == {"vector": 0.6, "keyword": 1.4}
-    plateau = choose(present, lambda weights: float(weights["keyword"] > 1.3))
+    plateau = choose(present, 0.0, lambda weights: float(weights["keyword"] > 1.3))
     assert plateau == {"vector": 0.6, "keyword": 1.4}
-    three = choose({"a": 1.0, "b": 1.0, "c": 0.5}, lambda weights: weights["c"])
+    three = choose({"a": 1.0, "b": 1.0, "c": 0.5}, 0.5, lambda weights: weights["c"])
     assert three == {"a": 0.0, "b": 0.0, "c": 2.5}

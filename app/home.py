@@ -16,7 +16,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -40,12 +40,24 @@ SHORT_RUNTIME_ROOT = Path("/tmp")  # noqa: S108 - short and the same for every p
 SERVER_ACCOUNT = "footnote"
 
 
+NOBODYS_DOCUMENTS = """\
+# What Footnote keeps in its home is nobody's document, also when a folder around it is ingested.
+/models/
+/postgres*
+/redis*
+/run/
+/serve.lock
+"""
+
+
 def prepare_home(home: Path) -> Path:
     """The home's real path, made if need be; raises StartupError when it cannot be written."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home) as probe:
             probe.write(b"footnote")
+        with suppress(FileExistsError), (home / ".footnoteignore").open("x") as ignores:
+            ignores.write(NOBODYS_DOCUMENTS)
     except OSError as error:
         raise unwritable(home, error) from error
     return home.resolve()

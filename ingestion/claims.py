@@ -20,6 +20,9 @@ UPLOADS = "upload:"
 """How the URIs of documents begin that somebody sent, with metadata of his own."""
 
 
+NOT_KEPT = "its original is not kept; upload it again"
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A worker's right to write the next version of a document, of this original.
@@ -49,7 +52,10 @@ async def claim_document(
     serves already.
     """
     document = await lock_document(connection, document_id)
-    if document is None or document.blob_sha256 is None or document.status == "failed":
+    if document is None or document.status == "failed":
+        return None
+    if document.blob_sha256 is None:
+        await set_status(connection, document_id, "failed", NOT_KEPT, claim=None)
         return None
     found = await connection.execute(
         _SHELF,

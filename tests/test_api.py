@@ -223,6 +223,7 @@ async def test_a_page_that_was_uploaded_never_runs_as_ours(service: Service) -> 
     accepted = await upload(service, 'a"b\r\n.html', b"<script>alert(1)</script>")
     original = await service.client.get(f"/api/documents/{accepted['document_id']}/content")
     assert original.headers["Content-Disposition"].startswith("attachment;")
+    assert 'filename="a_22b_0D_0A.html"; filename*=UTF-8' in original.headers["Content-Disposition"]
     assert "\n" not in original.headers["Content-Disposition"]
     assert "sandbox" in original.headers["Content-Security-Policy"]
     assert original.headers["X-Content-Type-Options"] == "nosniff"

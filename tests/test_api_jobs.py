@@ -100,6 +100,8 @@ async def test_a_job_is_cancelled_and_tried_again(service: Service) -> None:
     assert retried.json()["status"] == "queued"
     superseded = await service.client.post(f"{path}/retry")
     assert superseded.status_code == 409
+    told = (await service.client.get(path)).json()
+    assert told["reason"] == f"job {retried.json()['job_id']} has taken its place"
 
 
 async def test_all_that_failed_is_tried_again_with_one_request(service: Service) -> None:

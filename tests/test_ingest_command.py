@@ -24,6 +24,7 @@ from app.documents.library import Library
 from app.documents.records import Upload
 from app.embedding.base import Embedder
 from app.errors import EmbeddingUnavailable, FootnoteError
+from app.home import prepare_home
 from app.jobs import Jobs
 from ingestion import cli
 from ingestion.pipeline import open_tools
@@ -126,6 +127,7 @@ def test_patterns(command: Command, docs: Path) -> None:
     ("arguments", "words"),
     [
         (["ingest", "/no/such/path"], "no such path"),
+        (["ingest", ""], "location is empty"),
         (["ingest", ".", "--collection", "Not a name"], "collection's name"),
         (["ingest", ".", "--exclude", "!"], "Invalid git pattern"),
         (["ingest", ".", "--watch", "--dry-run"], "exclude each other"),
@@ -137,6 +139,20 @@ def test_wrong_use_is_said(command: Command, arguments: list[str], words: str) -
     result = command(*arguments)
     assert isinstance(result.exception, FootnoteError)
     assert words in str(result.exception)
+
+
+def test_without_a_location_the_usage_is_said(command: Command) -> None:
+    result = command("ingest")
+    assert result.exit_code == 2
+    assert "Missing argument" in result.output
+
+
+def test_a_home_within_a_folder_is_nobodys_document(command: Command, docs: Path) -> None:
+    home = prepare_home(docs / "footnote")
+    put(home, "postgres/base/1.txt", "A page of a table.")
+    put(home, "postgres.log", "ready")
+    put(home, "notes.md", *sections("three"))
+    assert last_line(command("ingest", docs)).startswith("added 3,")
 
 
 def test_what_is_away_is_said(

@@ -13,9 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import LOCAL_OWNER, Caller
 from app.config import Settings
+from app.db.session import open_sessions
 from app.documents.library import Library
+from app.documents.queue import Queue
 from app.documents.records import DocumentRecord, PersonalDataCount, Upload
-from app.errors import Forbidden, NotFound, ScanUnavailable
+from app.errors import Conflict, Forbidden, NotFound, ScanUnavailable
+from app.jobs import Jobs
+from ingestion.claims import NOT_KEPT
 from ingestion.pipeline import open_tools
 from ingestion.runner import Order, sync
 from tests.doubles.word_embedder import WordEmbedder
@@ -157,8 +161,32 @@ async def test_a_stricter_policy_takes_out_what_serves(
     await assert_consistent(engine)
 
 
+async def test_what_was_refused_is_not_there_to_be_tried_again(
+    library: Library, jobs: Jobs, working: Working, engine: AsyncEngine
+) -> None:
+    queue = Queue(open_sessions(engine), jobs, Settings())
+    await library.create_collection(LOCAL_OWNER, "default", {"personal_data": "refuse"})
+    document_id = await put(library)
+    async with working():
+        await settled(library, engine)
+        before = await only(library)
+        with pytest.raises(Conflict, match="refused") as told:
+            await queue.retry_document(LOCAL_OWNER, document_id)
+        assert "upload it again" in told.value.hint
+        retried = await queue.retry_failed(LOCAL_OWNER)
+        assert (retried.queued, retried.skipped) == (0, 1)
+        assert await only(library) == before
+        # Nor one that an earlier release queued.
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE documents SET status = 'queued', reason = NULL"))
+            await jobs.defer_document(connection, document_id)
+        await settled(library, engine)
+    document = await only(library)
+    assert (document.status, document.reason) == ("failed", NOT_KEPT)
+
+
 async def test_a_refused_edit_leaves_the_version_that_passed(
-    library: Library, working: Working, engine: AsyncEngine
+    library: Library, jobs: Jobs, working: Working, engine: AsyncEngine
 ) -> None:
     await library.create_collection(LOCAL_OWNER, "default", {"personal_data": "refuse"})
     await library.register_upload(LOCAL_OWNER, Upload("letter.md", CLEAN))
@@ -169,6 +197,10 @@ async def test_a_refused_edit_leaves_the_version_that_passed(
     document = await only(library)
     assert (document.status, document.title, document.version) == ("failed", "Plain", 1)
     assert (await library.content(LOCAL_OWNER, document.id)).content == CLEAN
+    with pytest.raises(Conflict, match="refused"):
+        await Queue(open_sessions(engine), jobs, Settings()).retry_document(
+            LOCAL_OWNER, document.id
+        )
     assert [one for one in SECRETS if one in await everything(engine, without="")] == []
     await assert_consistent(engine)
 

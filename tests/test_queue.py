@@ -453,11 +453,16 @@ async def test_a_file_that_is_not_here_is_tried_again_where_it_is(
     )
     with pytest.raises(Conflict) as told:
         await queue.retry(LOCAL_OWNER, accepted.job_id)
-    assert "footnote ingest --retry-failed /home/footnote/my files/a.md" in told.value.hint
-    await set_documents(engine, accepted.document_id, root="/home/footnote/my files")
+    command = "footnote ingest --retry-failed --collection default"
+    assert f"`{command} '/home/footnote/my files/a.md'`" in told.value.hint
+    await set_documents(engine, accepted.document_id, root="file:///home/footnote/my%20files")
     with pytest.raises(Conflict) as told:
         await queue.retry_document(LOCAL_OWNER, accepted.document_id)
-    assert "--retry-failed /home/footnote/my files`" in told.value.hint
+    assert f"`{command} '/home/footnote/my files'`" in told.value.hint
+    await set_documents(engine, accepted.document_id, root="https://docs.test/a%20b/")
+    with pytest.raises(Conflict) as told:
+        await queue.retry_document(LOCAL_OWNER, accepted.document_id)
+    assert f"`{command} https://docs.test/a%20b/`" in told.value.hint
     retried = await queue.retry_failed(LOCAL_OWNER)
     assert (retried.queued, retried.skipped) == (0, 1)
 

@@ -1,5 +1,6 @@
 """Documents: sent, listed, read, deleted."""
 
+import re
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -94,7 +95,7 @@ async def read_original(document_id: UUID, caller: CallerDep, library: LibraryDe
         headers={
             "Content-Type": original.media_type,
             # Somebody else's file must never run as a page of this service.
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(original.filename)}",
+            "Content-Disposition": _attachment(original.filename),
             "Content-Security-Policy": "default-src 'none'; sandbox",
         },
     )
@@ -104,6 +105,12 @@ async def read_original(document_id: UUID, caller: CallerDep, library: LibraryDe
 async def delete_document(document_id: UUID, caller: CallerDep, library: LibraryDep) -> Removal:
     """Delete text, vectors, postings and original at once."""
     return removal(await library.delete(caller, document_id))
+
+
+def _attachment(filename: str) -> str:
+    """The header's value (RFC 6266): the name as it is, and for those who read no other, in ASCII."""
+    plain = re.sub(r'[^ -~]|["\\%]', "_", filename)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
 def _document_info(record: DocumentRecord) -> DocumentInfo:

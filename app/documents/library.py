@@ -216,8 +216,8 @@ class Library(Collections):
             content = await read_blob(connection, caller.tenant_id, sha256) if sha256 else None
             if content is None:
                 raise NotFound(
-                    "The original of this document was not kept, because it could not be read.",
-                    hint="It is still where it was ingested from.",
+                    "The original of this document is not kept: it could not be read, or was refused.",
+                    hint="It is still where it came from.",
                 )
             return OriginalFile(content, unquote(uri.rsplit("/", 1)[-1]), media_type)
 

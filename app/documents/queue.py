@@ -6,6 +6,7 @@ looked at as well; how it is stopped is that model's own business.
 """
 
 import asyncio
+import shlex
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 from uuid import UUID
 
-from sqlalchemy import case, select
+from sqlalchemy import and_, case, select
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Uuid
@@ -23,7 +24,7 @@ from app.access import Caller
 from app.config import Settings
 from app.db.collections import find_collection
 from app.db.documents import StoredDocument, lock_document, set_status
-from app.db.models import Collection, Document
+from app.db.models import Collection, Document, DocumentVersion
 from app.db.models.documents import DocumentStatus
 from app.db.queue import JOBS, position
 from app.db.session import Sessions
@@ -233,19 +234,18 @@ class Queue:
         Raises NotFound for an unknown collection.
         """
         wanted = [*visible(caller), Document.status == "failed"]
-        is_kept = Document.uri.startswith(UPLOAD_ROOT)
         last = UUID(int=0)
 
         async def narrow(connection: AsyncConnection) -> int:
             if collection is not None:
                 collection_id = await self._collection_id(connection, caller, collection)
                 wanted.append(Document.collection_id == collection_id)
-            rows = await connection.execute(_DOCUMENT_IDS.where(*wanted, ~is_kept))
+            rows = await connection.execute(_DOCUMENT_IDS.where(*wanted, ~_IS_KEPT))
             return len(rows.all())
 
         async def work(connection: AsyncConnection) -> Sequence[tuple[UUID, int]]:
             rows = await connection.execute(
-                _DOCUMENT_IDS.where(*wanted, is_kept, Document.id > last)
+                _DOCUMENT_IDS.where(*wanted, _IS_KEPT, Document.id > last)
                 .order_by(Document.id)
                 .limit(RETRIED_AT_ONCE)
                 .with_for_update(of=Document, skip_locked=True)
@@ -302,11 +302,28 @@ class Queue:
                 f"The document has not failed: it is {document.status}.",
                 hint="Only what has failed can be tried again; upload a file anew to replace it.",
             )
+        kept = await connection.execute(
+            select(_IS_KEPT, Collection.name)
+            .join(Collection, Collection.id == Document.collection_id)
+            .where(Document.id == document.id)
+        )
+        is_kept, collection = kept.one()
         if not document.uri.startswith(UPLOAD_ROOT):
-            place = document.root or unquote(document.uri.removeprefix("file://"))
+            place = document.root or document.uri
+            if place.startswith("file://"):
+                place = unquote(place.removeprefix("file://"))
+            command = shlex.join(
+                ["footnote", "ingest", "--retry-failed", "--collection", collection, place]
+            )
             raise Conflict(
                 "The original of this document is not here, but where it was ingested from.",
-                hint=f"Run `footnote ingest --retry-failed {place}` on that machine.",
+                hint=f"Run `{command}` on that machine.",
+            )
+        if not is_kept:
+            raise Conflict(
+                "The file that was refused is not kept, so it cannot be tried again.",
+                hint="Change the file, or what its collection does with personal data, and upload"
+                " it again.",
             )
         job_id = await self._jobs.defer_document(connection, document.id)
         await set_status(connection, document.id, "queued", claim=None, job_id=job_id)
@@ -334,9 +351,16 @@ def _state(row: Any) -> JobState:
         collection=row.collection,
         title=row.title,
         attempts=row.attempts + (row.job_status == "doing"),
-        reason=row.reason if is_latest else None,
+        reason=row.reason if is_latest else _superseded(status, row.latest_job_id),
         progress=Progress(**row.progress) if is_latest and row.progress else None,
     )
+
+
+def _superseded(status: str, latest_job_id: int | None) -> str | None:
+    """Why a job has ended badly that is not its document's latest: that is all that is known."""
+    if status != "failed" or latest_job_id is None:
+        return None
+    return f"job {latest_job_id} has taken its place"
 
 
 def _switch_state(job: SwitchJob) -> JobState:
@@ -388,6 +412,20 @@ _STATES = (
 )
 # A planner that saw the comparison would think that next to no job is the latest, and sort them all.
 _IS_LATEST = case((Document.job_id == JOBS.c.id, True), else_=False)
+_SERVES_ALREADY = (
+    select(DocumentVersion.id)
+    .where(
+        DocumentVersion.id == Document.current_version_id,
+        DocumentVersion.blob_sha256 == Document.blob_sha256,
+        DocumentVersion.pipeline_digest == Document.pipeline_digest,
+        Document.pending.is_(None),
+    )
+    .exists()
+)
+# Of a file that was refused nothing is kept; if a version of before serves, its original is there.
+_IS_KEPT = and_(
+    Document.uri.startswith(UPLOAD_ROOT), Document.blob_sha256.is_not(None), ~_SERVES_ALREADY
+)
 _DOCUMENT_IDS = select(Document.id, Document.collection_id).join(
     Collection, Collection.id == Document.collection_id
 )

@@ -21,6 +21,9 @@ def is_path(location: str) -> bool:
 
 def check_location(location: str) -> None:
     """Raise InvalidInput for a path that is not there, or a scheme that nobody answers for."""
+    if not location.strip():
+        # As a path it would be the current folder: a script's variable that was never set.
+        raise InvalidInput("A location is empty.", hint="Give a path, or `.` for this folder.")
     scheme = _scheme(location)
     if scheme is None:
         absolute(Path(location))

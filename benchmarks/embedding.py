@@ -13,7 +13,8 @@ Caveats: one model and the texts of one folder; a GPU is not used. Other work on
 torch more, because its threads wait for each other within every operation: compare recorded numbers
 only when they come from an idle machine. Start-up and the one export of a model are not counted.
 What integers gain depends on the processor: one without VNNI instructions gains less. nDCG is of
-whole documents, cut where the model stops reading, each pair of models over all of a set's queries.
+whole documents, cut where the model stops reading, each pair of models over all of a set's queries;
+it does not depend on the machine, so a recorded run without `--sets` keeps what is recorded of it.
 
     python benchmarks/embedding.py [FOLDER] [--texts 256] [--rounds 5] [--sets SET…] [--record]
 """
@@ -212,6 +213,9 @@ def main() -> None:
         )
     print(json.dumps(result, indent=2))
     if arguments.record:
+        if not arguments.sets and RESULTS.exists():
+            recorded = json.loads(RESULTS.read_text("utf-8"))
+            result["int8_ndcg@10"] = recorded.get("int8_ndcg@10", {})
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 

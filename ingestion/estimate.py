@@ -7,7 +7,7 @@ ranges: in nine of ten runs the truth should lie within them.
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -57,6 +57,10 @@ class Candidate:
     source: Source
 
 
+Fail = Callable[[Candidate, str], None]
+"""Takes a document that cannot be read, and the reason for people."""
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """A figure that is not known exactly."""
@@ -70,6 +74,7 @@ class Range:
 class Estimate:
     """`documents` would be written, `sampled_documents` of them were looked into.
 
+    Those that turned out to be unreadable are among both; they bring no passages.
     `chunks` is the number of passages, of which `embedded` would go through the model. `seconds`
     are of this machine as busy as it is now, `storage_bytes` are those in the database.
     """
@@ -97,15 +102,16 @@ class _Sampled:
 
 
 async def estimate(
-    candidates: Sequence[Candidate], tools: Tools, shelf: Shelf | None
+    candidates: Collection[Candidate], tools: Tools, shelf: Shelf | None, fail: Fail
 ) -> Estimate | None:
     """None when nothing would be written, or nothing of the sample could be read in time.
 
-    `shelf` is the collection, if it is there already: what it knows is not embedded again. Raises
+    `shelf` is the collection, if it is there already: what it knows is not embedded again. `fail`
+    hears of each document of the sample that a run could not read either. Raises
     EmbeddingUnavailable, and what transactions raise.
     """
     rng = random.Random(SEED)  # noqa: S311 - a sample, not a secret
-    sampled = await _sample(_chosen(candidates, rng), tools, shelf)
+    sampled = await _sample(_chosen(candidates, rng), tools, shelf, fail)
     if not sampled:
         return None
     passages = [each.passages for each in sampled if each.passages]
@@ -148,7 +154,7 @@ async def estimate(
 # --- the sample -----------------------------------------------------------------------------------
 
 
-def _chosen(candidates: Sequence[Candidate], rng: random.Random) -> list[Candidate]:
+def _chosen(candidates: Collection[Candidate], rng: random.Random) -> list[Candidate]:
     """Documents of every kind and size in their proportions, in random order."""
 
     def kind_and_size(candidate: Candidate) -> tuple[str, int, str]:
@@ -164,7 +170,9 @@ def _chosen(candidates: Sequence[Candidate], rng: random.Random) -> list[Candida
     return chosen
 
 
-async def _sample(chosen: Sequence[Candidate], tools: Tools, shelf: Shelf | None) -> list[_Sampled]:
+async def _sample(
+    chosen: Sequence[Candidate], tools: Tools, shelf: Shelf | None, fail: Fail
+) -> list[_Sampled]:
     """One document after the other, as the pipeline parses them, until the time is up."""
     if not chosen:
         return []
@@ -181,7 +189,10 @@ async def _sample(chosen: Sequence[Candidate], tools: Tools, shelf: Shelf | None
         item = candidate.item
         try:
             content = await candidate.source.read(item, None, tools.settings.max_upload_bytes)
-        except (ItemUnreadable, ItemGone):
+        except ItemUnreadable as error:
+            fail(candidate, error.reason)
+            continue
+        except ItemGone:
             continue
         if content is None:
             continue
@@ -190,7 +201,8 @@ async def _sample(chosen: Sequence[Candidate], tools: Tools, shelf: Shelf | None
         try:
             parsed = await tools.parsers.parse(content.content, content.name or item.name)
             passages = await tools.compute(cut, parsed, embedder, chunking)
-        except DocumentRejected:
+        except DocumentRejected as error:
+            fail(candidate, error.reason)
             text_bytes = 0
         else:
             text_bytes = len(parsed.text.encode())

@@ -128,7 +128,7 @@ async def sync(order: Order, tools: Tools, progress: Progress) -> Report:
         await run.take(progress)
         await run.drop_lost()
         if order.is_rehearsal:
-            run.report.estimate = await estimate(run.would_write, tools, books.shelf)
+            run.report.estimate = await estimate(run.would_write, tools, books.shelf, run.retract)
     if run.report.has_changes:
         await books.tidy()
     run.report.failures.sort(key=lambda failure: failure.path)
@@ -152,7 +152,7 @@ class _Run:
 
     def __init__(self, order: Order, tools: Tools, books: Books) -> None:
         self.report = Report()
-        self.would_write: list[Candidate] = []
+        self.would_write: dict[Candidate, Outcome] = {}
         self._order = order
         self._tools = tools
         self._books = books
@@ -297,8 +297,13 @@ class _Run:
     def _foresee(self, found: Candidate) -> None:
         """What is new would be added; a rehearsal does not read it for that."""
         self._check_size(found.item)
-        self.would_write.append(found)
+        self.would_write[found] = "added"
         self.report.count("added")
+
+    def retract(self, found: Candidate, reason: str) -> None:
+        """What was foreseen to be written turned out to be unreadable."""
+        self.report.counts[self.would_write[found]] -= 1
+        self.report.fail(found.item, reason)
 
     async def _read(self, found: Candidate, known: SourceState | None) -> Content | None:
         self._check_size(found.item)
@@ -313,9 +318,10 @@ class _Run:
         item = found.item
         state = self._known.get(item.uri)
         if state is None or not state.serves(content.sha256, self._books.pipeline_digest):
-            self.report.count(await self._books.write(source_of(item, state, content)))
+            outcome = await self._books.write(source_of(item, state, content))
+            self.report.count(outcome)
             if self._order.is_rehearsal:
-                self.would_write.append(found)
+                self.would_write[found] = outcome
         elif state.status == "ready":
             self.report.count("unchanged")
             self._note(item, state, content.changed_ns, content.tag)

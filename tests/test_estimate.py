@@ -100,18 +100,40 @@ async def test_what_cannot_be_read_costs_no_estimate(
 ) -> None:
     source = open_folder(str(docs), Selection())
     gone = Candidate(Item((docs / "gone.md").as_uri(), "gone.md"), source)
-    assert await estimating.estimate([], tools, None) is None
-    assert await estimating.estimate([gone], tools, None) is None
+    failed: list[tuple[str, str]] = []
+
+    def fail(found: Candidate, reason: str) -> None:
+        failed.append((found.item.name, reason))
+
+    assert await estimating.estimate([], tools, None, fail) is None
+    assert await estimating.estimate([gone], tools, None, fail) is None
     empty = put(docs, "empty.md", "")
     failing = Candidate(Item(empty.as_uri(), "empty.md", size_bytes=0), source)
-    foretold = await estimating.estimate([failing, gone], tools, None)
+    foretold = await estimating.estimate([failing, gone], tools, None, fail)
+    assert ("empty.md", "the file is empty") in failed
     assert foretold is not None
     assert (foretold.sampled_documents, foretold.chunks) == (1, Range(0, 0, 0))
     assert foretold.storage_bytes.likely > 0
     monkeypatch.setattr(estimating, "SAMPLING_SECONDS", 0.0)
     items = (await source.changes({})).items
-    hurried = await estimating.estimate([Candidate(item, source) for item in items], tools, None)
+    everything = [Candidate(item, source) for item in items]
+    hurried = await estimating.estimate(everything, tools, None, fail)
     assert hurried is None or hurried.sampled_documents == 1
+
+
+async def test_what_the_sample_cannot_read_is_told_as_failed(tmp_path: Path, tools: Tools) -> None:
+    docs = tmp_path / "docs"
+    for name in ("kept.md", "spoiled.md"):
+        put(docs, name, *sections(name))
+    await run(tools, docs)
+    spoiled, empty = put(docs, "spoiled.md", ""), put(docs, "empty.md", "")
+    put(docs, "new.md", *sections("new"))
+    rehearsed = await run(tools, docs, is_rehearsal=True)
+    told = {failure.path: failure.reason for failure in rehearsed.failures}
+    assert told == dict.fromkeys(map(str, (empty, spoiled)), "the file is empty")
+    carried_out = await run(tools, docs)
+    assert rehearsed.counts == carried_out.counts
+    assert (carried_out.counts["added"], carried_out.counts["failed"]) == (1, 2)
 
 
 async def test_the_same_documents_give_the_same_sample(docs: Path) -> None:

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import tarfile
+from email.message import EmailMessage
 
 import pytest
 
@@ -299,6 +300,25 @@ def test_an_archive_names_the_files_that_it_could_not_read() -> None:
     assert parsed.warnings == (
         "b.pdf: damaged: it cannot be read as a PDF",
         "c.txt: the file is empty",
+    )
+
+
+def test_files_that_could_not_be_read_are_named_however_deep_they_lie() -> None:
+    scanned = samples.pdf([["Text here."], []])
+    within = samples.zipped({"a.txt": "text", "b.pdf": b"\1\2\3" * 50, "c.pdf": scanned})
+    outer = samples.zipped({"in.zip": within})
+    pages = "1 of its 2 pages have no text: scanned, or empty"
+    named = ("in.zip/b.pdf: damaged: it cannot be read as a PDF", f"in.zip/c.pdf: {pages}")
+    assert parse_document(outer, "out.zip").warnings == named
+    mail = EmailMessage()
+    mail["Subject"] = "Files"
+    mail.set_content("Here they are.")
+    mail.add_attachment(within, maintype="application", subtype="zip", filename="in.zip")
+    assert parse_document(mail.as_bytes(), "a.eml").warnings == named
+    archived = samples.zipped({"a.eml": mail.as_bytes(), "in.tgz": gzip.compress(tar_of("b", b""))})
+    assert parse_document(archived, "out.zip").warnings == (
+        *(f"a.eml/{one}" for one in named),
+        "in.tgz: none of its files could be read (the file is empty)",
     )
 
 

@@ -494,6 +494,23 @@ async def test_the_bounds_of_a_site_hold_and_delete_nothing(
     assert len(await documents(engine)) == 4
 
 
+async def test_a_sitemap_that_was_not_reached_deletes_nothing(
+    web: WebServer, local: Settings, tools: Tools, engine: AsyncEngine
+) -> None:
+    for name in "abc":
+        web.routes[f"/{name}"] = page(f"The page {name}.")
+    web.routes["/1.xml"] = urlset((web.url("/a"), "2024-05-01"), (web.url("/b"), "2024-05-01"))
+    web.routes["/2.xml"] = urlset((web.url("/c"), "2024-05-01"))
+    web.routes["/sitemap.xml"] = index(web.url("/1.xml"), web.url("/2.xml"))
+    assert counts(await run(tools, web.url("/sitemap.xml"))) == (3, 0, 0, 0, 0)
+    bounded = local.model_copy(update={"sitemap_max_urls": 2})
+    async with plain_tools(bounded, engine) as few:
+        report = await run(few, web.url("/sitemap.xml"))
+    assert counts(report) == (0, 0, 2, 0, 1)
+    assert report.failures[0].path == web.url("/2.xml")
+    assert len(await documents(engine)) == 3
+
+
 async def test_sitemaps_are_not_followed_for_ever(web: WebServer, tools: Tools) -> None:
     for depth in range(10):
         web.routes[f"/sitemap{depth}.xml"] = index(web.url(f"/sitemap{depth + 1}.xml"))
@@ -513,6 +530,77 @@ async def test_patterns_choose_pages_by_their_path(
     chosen = Selection(include=("docs/",), exclude=("b",))
     assert counts(await run(tools, site, selection=chosen)) == (0, 0, 1, 0, 0)
     assert len(await documents(engine)) == 3
+
+
+@pytest.mark.parametrize("path", ["/docs/list", "/list.txt", "/?list=1", "/list.gz"])
+async def test_a_sitemap_may_have_any_name_where_it_is_called_one(
+    web: WebServer, tools: Tools, engine: AsyncEngine, path: str
+) -> None:
+    for name in "ab":
+        web.routes[f"/{name}"] = page(f"The page {name}.")
+    web.routes["/robots.txt"] = Answer(f"Sitemap: {web.url('/sitemap.xml')}\n".encode())
+    web.routes["/sitemap.xml"] = urlset((web.url("/a"), ""), (web.url("/b"), ""))
+    listed = web.url("/a").encode()
+    content = zlib.compress(listed, wbits=31) if path.endswith(".gz") else listed
+    web.routes[path.partition("?")[0]] = Answer(content, headers={"Content-Type": "text/plain"})
+    assert counts(await run(tools, f"sitemap+{web.url(path)}")) == (1, 0, 0, 0, 0)
+    assert list(await documents(engine)) == [web.url("/a")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (page("Words."), "a page of HTML"),
+        (Answer(b"words", headers={"Content-Type": "text/plain"}), "no sitemap"),
+        (Answer(status=404), "404"),
+    ],
+)
+async def test_what_is_called_a_sitemap_and_is_none_is_refused(
+    web: WebServer, tools: Tools, engine: AsyncEngine, answer: Answer, reason: str
+) -> None:
+    web.routes["/a"] = page("The page.")
+    web.routes["/docs/one.html"] = answer
+    web.routes["/sitemap.xml"] = urlset((web.url("/a"), ""))
+    with pytest.raises(Unavailable, match=reason) as caught:
+        await run(tools, f"sitemap+{web.url('/docs/one.html')}")
+    assert f"sitemap+{web.url('/')}" in caught.value.hint
+    assert await documents(engine) == {}
+
+
+async def test_a_packed_sitemap_is_known_by_its_suffix(web: WebServer, tools: Tools) -> None:
+    web.routes["/a"] = page("The page.")
+    packed = zlib.compress(urlset((web.url("/a"), "")).body, wbits=31)
+    web.routes["/pages.xml.gz"] = Answer(packed, headers={"Content-Type": "application/gzip"})
+    assert counts(await run(tools, web.url("/pages.xml.gz"))) == (1, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("scheme", ["", "sitemap+"])
+async def test_a_site_knows_the_pages_that_its_sitemap_brought_alone(
+    web: WebServer, tools: Tools, engine: AsyncEngine, scheme: str
+) -> None:
+    site, sitemap = f"sitemap+{web.url('/')}", scheme + web.url("/sitemap.xml")
+    pages = [web.url(f"/{name}") for name in "abc"]
+    for name in "abc":
+        web.routes[f"/{name}"] = page(f"The page {name}.")
+    web.routes["/sitemap.xml"] = urlset(*((url, "") for url in pages))
+    assert counts(await run(tools, sitemap)) == (3, 0, 0, 0, 0)
+    assert counts(await run(tools, site)) == (0, 0, 3, 0, 0)
+    web.routes["/sitemap.xml"] = urlset((pages[0], ""))
+    assert counts(await run(tools, site)) == (0, 0, 1, 2, 0)
+    assert list(await documents(engine)) == pages[:1]
+
+
+async def test_a_sitemap_does_not_speak_for_the_others_of_its_site(
+    web: WebServer, tools: Tools, engine: AsyncEngine
+) -> None:
+    for name in "ab":
+        web.routes[f"/{name}"] = page(f"The page {name}.")
+        web.routes[f"/{name}.xml"] = urlset((web.url(f"/{name}"), ""))
+    both = f"Sitemap: {web.url('/a.xml')}\nSitemap: {web.url('/b.xml')}\n"
+    web.routes["/robots.txt"] = Answer(both.encode())
+    assert counts(await run(tools, f"sitemap+{web.url('/')}")) == (2, 0, 0, 0, 0)
+    assert counts(await run(tools, web.url("/a.xml"))) == (0, 0, 1, 0, 0)
+    assert len(await documents(engine)) == 2
 
 
 async def test_xml_that_is_no_sitemap_is_a_document(

@@ -217,6 +217,17 @@ async def test_what_cannot_be_a_source_is_refused(
     assert await jobs(opened) == 0
 
 
+@pytest.mark.parametrize("location", ["s3://x/y", "gs:///docs", "az://open/a?b", "s3://k:w@b/c"])
+async def test_what_names_no_bucket_is_told_so(opened: Service, location: str) -> None:
+    reply = await opened.client.post(
+        "/api/sources", json={"location": location, "collection": "web"}
+    )
+    assert reply.status_code == 422
+    assert f"what follows {location[:5]} names no bucket" in reply.text
+    assert "2 to 63 letters" in reply.json()["hint"]
+    assert "k:w" not in reply.text
+
+
 async def test_a_location_is_a_source_of_a_collection_once(opened: Service) -> None:
     await add(opened, "HTTPS://Docs.Example/a#part")
     reply = await opened.client.post(

@@ -38,6 +38,7 @@ from app.urls import Refused, checked_url
 SITEMAP_SCHEME = "sitemap+"
 PATTERNS_MAX = 100
 
+_BUCKET_SCHEME = re.compile(r"(s3|gs|az)://")
 _BUCKET = re.compile(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]{1,62}(/[^?#\x00-\x1f]*)?")
 
 
@@ -150,6 +151,12 @@ class Sources:
                     hint="The operator opens buckets with FOOTNOTE_SOURCE_BUCKETS.",
                 )
             return location
+        if found := _BUCKET_SCHEME.match(location):
+            raise InvalidInput(
+                f"This location cannot be a source: what follows {found[0]} names no bucket.",
+                hint="A bucket's name has 2 to 63 letters, digits, dots, hyphens and underscores,"
+                " and a prefix after it no ? and no #. Credentials do not belong into a location.",
+            )
         scheme = SITEMAP_SCHEME if location.startswith(SITEMAP_SCHEME) else ""
         try:
             return scheme + str(checked_url(location.removeprefix(SITEMAP_SCHEME)))

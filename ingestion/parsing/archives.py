@@ -153,14 +153,16 @@ def _is_noise(name: str) -> bool:
 
 
 def _read_members(members: Iterator[tuple[str, bytes | str]], read: ReadNested) -> Draft:
-    draft = Draft(heading_is_title=False)
+    draft = Draft(heading_is_title=False, holds_files=True)
     texts: list[str] = []
     refusals: list[str] = []
     for name, content in members:
         try:
             if isinstance(content, str):
                 raise DocumentRejected(content)
-            texts.append(nested_text(name, read(content, name)))
+            nested = read(content, name)
+            texts.append(nested_text(name, nested))
+            draft.warnings += nested_warnings(name, nested)
         except DocumentRejected as refusal:
             refusals.append(refusal.reason)
             draft.warnings.append(f"{name}: {refusal.reason}")
@@ -186,6 +188,12 @@ def nested_text(name: str, draft: Draft) -> str:
     else:
         text = escape_headings(text)
     return f"# {name}\n\n{text.strip()}"
+
+
+def nested_warnings(name: str, draft: Draft) -> list[str]:
+    """The warnings about a file inside another one, each after the path of what it is about."""
+    separator = "/" if draft.holds_files else ": "
+    return [f"{name}{separator}{warning}" for warning in draft.warnings]
 
 
 def _read_seven_zip(content: bytes) -> Draft:

@@ -29,6 +29,8 @@ class Draft:
     joints: list[str | None] = field(default_factory=list["str | None"])
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     warnings: list[str] = field(default_factory=list[str])
+    holds_files: bool = False
+    """Whether each warning begins with the name of a file in it."""
     code_language: CodeLanguage | None = None
     no_text: str = NO_TEXT
     """The reason to give when there is no text."""

@@ -12,7 +12,13 @@ from typing import Any, TypeAlias
 
 from app.errors import DocumentRejected
 from ingestion.parsing import ocr
-from ingestion.parsing.archives import WARNINGS_MAX, Allowance, ReadNested, nested_text
+from ingestion.parsing.archives import (
+    WARNINGS_MAX,
+    Allowance,
+    ReadNested,
+    nested_text,
+    nested_warnings,
+)
 from ingestion.parsing.conversion import convert, metadata_of, warnings_of
 from ingestion.parsing.decoding import clean, decode_markup, in_ascii_superset
 from ingestion.parsing.drafts import Draft
@@ -42,6 +48,7 @@ def read_mail(content: bytes, allowance: Allowance, read: ReadNested) -> Draft:
         title=headers.get("Subject", ""),
         heading_is_title=False,
         metadata=_metadata(message, headers),
+        holds_files=True,
         no_text="it is an e-mail without subject, text or readable attachment",
     )
     texts: list[str] = []
@@ -53,7 +60,9 @@ def read_mail(content: bytes, allowance: Allowance, read: ReadNested) -> Draft:
         names.append(part.name)
         try:
             allowance.take(len(part.content))
-            texts.append(nested_text(part.name, read(part.content, part.name)))
+            nested = read(part.content, part.name)
+            texts.append(nested_text(part.name, nested))
+            draft.warnings += nested_warnings(part.name, nested)
         except DocumentRejected as refusal:
             draft.warnings.append(f"{part.name}: {refusal.reason}")
     draft.warnings = draft.warnings[:WARNINGS_MAX]
@@ -87,7 +96,7 @@ def read_outlook(content: bytes) -> Draft:
 
 def read_mailbox(content: bytes, allowance: Allowance, read: ReadNested) -> Draft:
     """Every message of an mbox file, under its subject."""
-    draft = Draft(heading_is_title=False, no_text="it holds no messages")
+    draft = Draft(heading_is_title=False, no_text="it holds no messages", holds_files=True)
     texts: list[str] = []
     for message in _MBOX_SEPARATOR.split(content)[1:]:
         allowance.take(0)

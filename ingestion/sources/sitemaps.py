@@ -59,6 +59,8 @@ def read_sitemap(content: bytes) -> Sitemap:
         except Broken as error:
             raise NotASitemap(f"its compression is broken: {error}") from error
     opening = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if opening.lower().startswith((b"<!doctype html", b"<html")):
+        raise NotASitemap("it is a page of HTML, no sitemap")
     if opening.startswith((b"<", b"\xff\xfe", b"\xfe\xff")):
         return _read_xml(content)
     return _read_list(content)

@@ -30,11 +30,13 @@ class Missed:
 class Site:
     """What the sitemaps said: the date of each page, by its URL and in their order.
 
-    `foreign_count` counts URLs that were passed over because no sitemap of this host may name them.
+    `sitemaps` are the URLs of those that were read. `foreign_count` counts URLs that were passed over
+    because no sitemap of this host may name them.
     """
 
     lastmods: dict[str, str] = field(default_factory=dict[str, str])
     missed: list[Missed] = field(default_factory=list[Missed])
+    sitemaps: set[str] = field(default_factory=set[str])
     foreign_count: int = 0
 
 
@@ -72,8 +74,11 @@ class SiteWalk:
                 pending += [(one, depth + 1) for one in reversed(children)]
             elif children:
                 self._miss(child, "the sitemaps are nested too deeply")
+        if pending:
+            self._miss(pending[-1][0], f"{self._urls_max} pages were found before it, the most")
 
     def _judge(self, sitemap: Sitemap, url: httpx.URL) -> None:
+        self.site.sitemaps.add(str(url))
         if not sitemap.is_complete:
             self._miss(url, "it lists more than one sitemap may")
         if sitemap.is_index:

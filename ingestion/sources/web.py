@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from ssl import SSLContext
@@ -31,7 +31,7 @@ from ingestion.sources.sites import SITEMAPS_MAX, Site, SiteWalk, host_of, relat
 from ingestion.sources.tags import WebTag
 
 SITEMAP_SCHEME = "sitemap+"
-"""Before a URL: it is a sitemap, or a site that has one, whatever it looks like."""
+"""Before a URL: it is a sitemap, whatever it looks like; without a path, a site that has some."""
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +76,7 @@ class WebSource:
         self._selection = selection
         self._urls_max = settings.sitemap_max_urls
         self._is_site = is_site
+        self._is_bare_site = is_site and url.raw_path == b"/"
         self._is_called_sitemap = "sitemap" in url.path.rpartition("/")[2].lower()
         self._own_hosts = _own_hosts(url, settings.sitemap_hosts)
         self._client = client
@@ -138,7 +139,8 @@ class WebSource:
     @property
     def _may_be_sitemap(self) -> bool:
         """Documents are XML too; what such a URL is only its content tells."""
-        return self._is_site or self._is_called_sitemap or self._url.path.endswith(".xml")
+        is_xml = self._url.path.lower().endswith((".xml", ".xml.gz"))
+        return self._is_site or self._is_called_sitemap or is_xml
 
     async def _walk_site(self, *, is_certain: bool) -> Site | None:
         """What the sitemaps name; None when the URL turns out to be a document of its own."""
@@ -151,16 +153,28 @@ class WebSource:
                     return None
                 raise Unavailable(
                     f"The sitemap {url} cannot be read: {error.reason}.",
-                    hint="Nothing was changed. Check the URL, and run it again later.",
+                    hint=f"Nothing was changed. {self._advice}",
                 ) from error
             await walk.take(sitemap, url)
         if walk.site.foreign_count:
             log.warning("sitemap_names_other_hosts", urls=walk.site.foreign_count)
         return walk.site
 
+    @property
+    def _advice(self) -> str:
+        """What to do about a sitemap that cannot be read."""
+        if not self._is_site or self._is_bare_site:
+            return "Check the URL, and run it again later."
+        site = f"{SITEMAP_SCHEME}{self._url.copy_with(raw_path=b'/')}"
+        return (
+            f"After {SITEMAP_SCHEME} stands the URL of a sitemap (XML, packed, or a list of URLs),"
+            f" or the site alone ({site}), whose robots.txt is asked where its sitemaps are."
+            f" Leave {SITEMAP_SCHEME} out for a single page."
+        )
+
     async def _first_sitemaps(self) -> Sequence[httpx.URL]:
         """The URL itself, or those of its site: as robots.txt says, else where they use to be."""
-        if not self._is_site or self._is_called_sitemap or self._url.path.endswith(".xml"):
+        if not self._is_bare_site:
             return [self._url]
         named: list[httpx.URL] = []
         for text in await self._robots.sitemaps(self._url):
@@ -190,7 +204,9 @@ class WebSource:
             Unlisted(Item(str(one.url), name_of(one.url), root), one.reason, is_container=True)
             for one in site.missed
         ]
-        return _SiteListing(items, unlisted, root, self._selection)
+        # What was found through one of these sitemaps alone would be listed now if it were there.
+        alone = [scheme + url for url in site.sitemaps for scheme in ("", SITEMAP_SCHEME)]
+        return _SiteListing(items, unlisted, {root, *alone}, self._selection)
 
 
 class _SiteListing(Listing):
@@ -200,16 +216,16 @@ class _SiteListing(Listing):
         self,
         items: Sequence[Item],
         unlisted: Sequence[Unlisted],
-        root: str,
+        roots: Collection[str],
         selection: Selection,
     ) -> None:
         super().__init__(items, unlisted)
-        self._root = root
+        self._roots = roots
         self._selection = selection
 
     def has_lost(self, known: SourceState) -> bool:
         return (
-            known.root == self._root
+            known.root in self._roots
             and bool(self.items)
             and not self.unlisted
             and self._selection.takes(relative_path(httpx.URL(known.uri)))

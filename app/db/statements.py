@@ -5,29 +5,23 @@ round trips and ten times as long as the statement itself.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import psycopg
 
 from app.config import Settings
-from app.db.session import libpq_url
+from app.db.connections import Connection, Connections
 from app.db.transactions import translated_errors
-from app.errors import Overloaded
 
 Rows = list[tuple[Any, ...]]
-Connection = psycopg.AsyncConnection[Any]
 
 
 class Statements:
     """Connects when it is first asked; `close` it in the end. Belongs to one event loop."""
 
     def __init__(self, settings: Settings, url: str, *, pool_size: int | None = None) -> None:
-        self._url = libpq_url(url)
-        self._timeout_seconds = settings.database_timeout_seconds
-        self._places = asyncio.Semaphore(pool_size or settings.database_pool_size)
-        self._idle: deque[Connection] = deque()
+        self._connections = Connections(settings, url, pool_size=pool_size)
         self._reading: dict[Hashable, asyncio.Task[Rows]] = {}
         self._next: dict[Hashable, asyncio.Task[Rows]] = {}
 
@@ -38,18 +32,14 @@ class Statements:
         DatabaseUnavailable, Overloaded and StorageFull in place of the driver's errors.
         """
         with translated_errors():
-            await self._enter()
-            try:
-                # Of an old connection an error says that the server was restarted.
-                while self._idle:
-                    try:
-                        return await self._execute(self._idle.pop(), statement, parameters)
-                    except psycopg.OperationalError as error:
-                        if error.sqlstate is not None and not error.sqlstate.startswith("57P"):
-                            raise
-                return await self._execute(await self._connect(), statement, parameters)
-            finally:
-                self._places.release()
+            while True:
+                connection, was_used = await self._connections.take()
+                try:
+                    return await self._execute(connection, statement, parameters)
+                except psycopg.OperationalError:
+                    # Of an old connection this says that the server was restarted.
+                    if not (was_used and connection.closed):
+                        raise
 
     async def fetch_together(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
         """The same for a statement that only reads, once for all who ask while one is running.
@@ -71,8 +61,7 @@ class Statements:
         for task in reading:
             task.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
-        while self._idle:
-            await self._idle.pop().close()
+        await self._connections.close()
 
     async def _read(
         self,
@@ -90,24 +79,6 @@ class Statements:
             if self._reading.get(asked) is own:
                 del self._reading[asked]
 
-    async def _enter(self) -> None:
-        if not self._places.locked():
-            await self._places.acquire()
-            return
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                await self._places.acquire()
-        except TimeoutError:
-            raise Overloaded("All database connections are in use.") from None
-
-    async def _connect(self) -> Connection:
-        return await psycopg.AsyncConnection.connect(
-            self._url,
-            autocommit=True,
-            connect_timeout=max(1, round(self._timeout_seconds)),
-            application_name="footnote",
-        )
-
     async def _execute(
         self, connection: Connection, statement: str, parameters: Mapping[str, Any]
     ) -> Rows:
@@ -116,13 +87,11 @@ class Statements:
                 await cursor.execute(statement.encode(), parameters)
                 rows = await cursor.fetchall() if cursor.description else []
         except psycopg.Error:
-            if connection.broken:
-                await connection.close()
-            else:
-                self._idle.append(connection)
+            await self._connections.give(connection)
             raise
-        except BaseException:  # given up in the middle: nobody knows what it would say next
-            await connection.close()
+        except BaseException:
+            # Given up in the middle.
+            await self._connections.drop(connection)
             raise
-        self._idle.append(connection)
+        await self._connections.give(connection)
         return rows

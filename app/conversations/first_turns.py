@@ -5,9 +5,12 @@ those that end while others are being stored share the next statement, and so on
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
+
+from pydantic_core import to_json
 
 from app.db.statements import Statements
 from app.errors import FootnoteError
@@ -17,7 +20,7 @@ AT_ONCE = 50
 
 @dataclass(frozen=True, slots=True)
 class FirstTurn:
-    """A conversation with its question and answer; `answer` is the whole reply as JSON."""
+    """A conversation with its question and answer; `answer` is the whole reply."""
 
     conversation_id: UUID
     tenant_id: int
@@ -26,7 +29,7 @@ class FirstTurn:
     question: str
     answer_id: UUID
     answer_text: str
-    answer: str
+    answer: Mapping[str, Any]
 
 
 class FirstTurns:
@@ -57,7 +60,9 @@ class FirstTurns:
 
     async def _store(self, some: Sequence[tuple[FirstTurn, "asyncio.Future[None]"]]) -> None:
         try:
-            await self._statements.fetch(_STORE, _parameters([turn for turn, _ in some]))
+            await self._statements.fetch(
+                _STORE, {"turns": to_json([turn for turn, _ in some]).decode()}
+            )
         except Exception as error:  # noqa: BLE001 - raised where it belongs
             if len(some) == 1 or isinstance(error, FootnoteError):
                 for _, stored in some:
@@ -80,11 +85,10 @@ class FirstTurns:
 # Done twice, the second time changes nothing. Positions are given in the order of the rows.
 _STORE = """
     WITH turns AS MATERIALIZED (
-      SELECT * FROM unnest(
-        %(conversation_ids)s::uuid[], %(tenant_ids)s::int[], %(key_ids)s::uuid[],
-        %(question_ids)s::uuid[], %(questions)s::text[],
-        %(answer_ids)s::uuid[], %(answer_texts)s::text[], %(answers)s::text[]
-      ) WITH ORDINALITY AS turn (
+      SELECT * FROM ROWS FROM (jsonb_to_recordset(%(turns)s::text::jsonb) AS (
+        conversation_id uuid, tenant_id int, key_id uuid, question_id uuid, question text,
+        answer_id uuid, answer_text text, answer jsonb
+      )) WITH ORDINALITY AS turn (
         conversation_id, tenant_id, key_id, question_id, question,
         answer_id, answer_text, answer, place
       )
@@ -97,21 +101,8 @@ _STORE = """
     SELECT message.id, conversation_id, role, content, message.answer
     FROM turns CROSS JOIN LATERAL (
       VALUES (question_id, 'user', question, NULL, 0),
-        (answer_id, 'assistant', answer_text, answer::jsonb, 1)
+        (answer_id, 'assistant', answer_text, answer, 1)
     ) AS message (id, role, content, answer, turn_place)
     ORDER BY place, turn_place
     ON CONFLICT (id) DO NOTHING
 """
-
-
-def _parameters(turns: Sequence[FirstTurn]) -> dict[str, list[object]]:
-    return {
-        "conversation_ids": [one.conversation_id for one in turns],
-        "tenant_ids": [one.tenant_id for one in turns],
-        "key_ids": [one.key_id for one in turns],
-        "question_ids": [one.question_id for one in turns],
-        "questions": [one.question for one in turns],
-        "answer_ids": [one.answer_id for one in turns],
-        "answer_texts": [one.answer_text for one in turns],
-        "answers": [one.answer for one in turns],
-    }

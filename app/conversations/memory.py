@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any, Literal, cast
 from uuid import UUID, uuid4
 
-from pydantic_core import to_json
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -129,7 +128,7 @@ class Memory:
                     question=question,
                     answer_id=message_id,
                     answer_text=answer_text,
-                    answer=to_json(answer).decode(),
+                    answer=answer,
                 )
             )
             return StoredTurn(conversation_id=conversation.id, message_id=message_id)

@@ -73,6 +73,9 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.add_middleware(RequestContext)
     problems.install(app)
 
+    # Routes are tried in this order: first what is called most.
+    app.include_router(chat.router)
+    app.include_router(search.router)
     app.include_router(collections.router)
     app.include_router(documents.router)
     app.include_router(duplicates.router)
@@ -80,9 +83,7 @@ def create_app(settings: Settings, *, redis_kind: str = "external") -> FastAPI:
     app.include_router(sources.router)
     app.include_router(models.router)
     app.include_router(language_models.router)
-    app.include_router(search.router)
     app.include_router(rerank.router)
-    app.include_router(chat.router)
     app.include_router(costs.router)
     app.include_router(instances.router)
     app.include_router(experiments.router)

@@ -31,6 +31,7 @@ from app.db.row_security import check_reader
 from app.db.schema import check_database
 from app.db.session import WRITERS_IDLE_SECONDS, Sessions, open_engine, open_sessions
 from app.db.snapshot import Snapshots
+from app.db.statements import Statements
 from app.db.transactions import in_transaction
 from app.db.vectors import StoredModel, read_model, wanted_models
 from app.documents.duplicates import Duplicates
@@ -171,6 +172,8 @@ async def open_resources(
         monitor = open_engine(settings, database_url, pool_size=1)
         stack.push_async_callback(monitor.dispose)
         sessions = open_sessions(engine)
+        statements = Statements(settings, database_url)
+        stack.push_async_callback(statements.close)
         keyring = KeyRing(sessions)
         database = DatabaseWatch(settings, engine, keyring)
         await _meet_database(database, stack)
@@ -205,7 +208,7 @@ async def open_resources(
         stack.push_async_callback(hosted.close)
         await hosted.warm_up(frozenset(one.provider for one in settings.models))
         providers = Providers(settings, chat_model, hosted, ledger)
-        registry = Registry(sessions, settings)
+        registry = Registry(sessions, statements, settings)
         rerankers = rerankers_of(settings, query_embedder.embedder)
         stack.callback(rerankers.close)
         await asyncio.to_thread(open_own, rerankers)
@@ -272,6 +275,7 @@ async def open_resources(
             cost_reports=CostReports(engine),
             memory=Memory(
                 sessions,
+                statements,
                 history_turns=settings.history_turns,
                 history_chars=settings.history_chars,
             ),

@@ -177,6 +177,8 @@ async def measure(folders: Sequence[Path], home: Path, passages: int, count: int
                     "known_questions": len(known),
                     "exact_hit_first_byte": await first_bytes(url, known),
                     "after_a_change_first_byte": await first_bytes(url, known, change),
+                    # Else every question would be searched once more in what follows.
+                    "known_again_first_byte": await first_bytes(url, [*known, *known]),
                     "hits_with_16_clients": await load(clients, asks),
                     "control_with_16_clients": await load(clients, control),
                     "at_once": await at_once(url, double, f"{known[0]} once more?"),

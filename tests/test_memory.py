@@ -1,18 +1,22 @@
 """Conversations belong to who began them, and hold whole turns or nothing."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.errors import ForeignKeyViolation
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.access import LOCAL_OWNER, Caller
+from app.config import Settings
 from app.conversations import memory as module
 from app.conversations.memory import Memory, bounded_history
 from app.db.models import ApiKey, Conversation, ConversationMessage, Feedback, Tenant
 from app.db.session import Sessions, open_sessions
+from app.db.statements import Statements
 from app.errors import Conflict, InvalidInput, NotFound
 from app.llm.base import Message
 
@@ -23,8 +27,15 @@ def sessions(engine: AsyncEngine) -> Sessions:
 
 
 @pytest.fixture
-def memory(sessions: Sessions) -> Memory:
-    return Memory(sessions, history_turns=3, history_chars=2000)
+async def statements(settings: Settings, database_url: str) -> AsyncIterator[Statements]:
+    opened = Statements(settings, database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def memory(sessions: Sessions, statements: Statements) -> Memory:
+    return Memory(sessions, statements, history_turns=3, history_chars=2000)
 
 
 async def add_key(sessions: Sessions, tenant_id: int = 1) -> Caller:
@@ -226,3 +237,38 @@ def test_history_is_bounded_by_turns_and_characters() -> None:
 def test_one_long_answer_does_not_push_its_question_out() -> None:
     turns = [Message("user", "Why?"), Message("assistant", "x" * 5000)]
     assert bounded_history(turns, 6, 100) == (turns[0], Message("assistant", "x" * 50))
+
+
+async def test_turns_that_end_together_are_stored_each_for_itself(
+    memory: Memory, sessions: Sessions
+) -> None:
+    """One that the database does not take fails alone; the others are in their order."""
+    keyed = await add_key(sessions)
+    gone = replace(LOCAL_OWNER, key_id=uuid4())
+    callers = [LOCAL_OWNER, keyed, gone] * 30
+    results = await asyncio.gather(
+        *(say(memory, caller, f"{place}") for place, caller in enumerate(callers)),
+        return_exceptions=True,
+    )
+    for place, (caller, result) in enumerate(zip(callers, results, strict=True)):
+        if caller is gone:
+            assert isinstance(result, ForeignKeyViolation)
+            continue
+        assert isinstance(result, tuple)
+        record = await memory.get(caller, result[0])
+        assert [one.role for one in record.messages] == ["user", "assistant"]
+        assert [one.content for one in record.messages] == [f"{place}", f"Answer to {place}"]
+        assert record.messages[1].id == result[1]
+        assert record.messages[1].answer == {"answer": f"Answer to {place}", "citations": []}
+    assert await count(sessions, Conversation) == 60
+
+
+async def test_whoever_gives_up_leaves_the_others_their_turns(memory: Memory) -> None:
+    saying = [asyncio.create_task(say(memory, LOCAL_OWNER, f"{place}")) for place in range(20)]
+    await asyncio.sleep(0)
+    for task in saying[::2]:
+        task.cancel()
+    stored = [await task for task in saying[1::2]]
+    await asyncio.gather(*saying, return_exceptions=True)
+    for conversation_id, _ in stored:
+        assert len((await memory.get(LOCAL_OWNER, conversation_id)).messages) == 2

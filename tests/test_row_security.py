@@ -1,5 +1,6 @@
 """The database keeps tenants apart by itself, whatever a search asks it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from uuid import uuid4
@@ -87,11 +88,14 @@ async def test_a_connection_forgets_its_tenant_even_after_an_error(index: Index)
         assert len(await snapshot.fetch("SELECT FROM chunks")) == 2
         with pytest.raises(psycopg.errors.DivisionByZero):
             await snapshot.fetch("SELECT 1 / 0")
-    async with index.snapshots.engine.connect() as connection:
-        rows = await connection.execute(
-            text("SELECT current_user, current_setting('footnote.tenant_id', true)")
-        )
-        user, tenant = rows.one()
+    await asyncio.sleep(0.1)  # nobody waits for the end of a transaction
+    connection, was_used = await index.snapshots.connections.take()
+    assert was_used
+    cursor = await connection.execute(
+        "SELECT current_user, current_setting('footnote.tenant_id', true)"
+    )
+    [(user, tenant)] = await cursor.fetchall()
+    await index.snapshots.connections.give(connection)
     assert user != READER
     assert not tenant
     assert await index.texts("travel") == ["travel ours"]

@@ -274,7 +274,7 @@ async def test_searches_given_up_midway_leave_nothing_behind(
         await asyncio.sleep(moment_ms / 1000)
         search.cancel()
         await asyncio.wait([search])
-    assert filled.snapshots.engine.pool.checkedout() == 0
+    assert filled.snapshots.connections.in_use == 0
     assert await filled.texts("travel engineer hotels") == expected
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 

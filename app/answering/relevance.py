@@ -1,9 +1,13 @@
 """Whether what was found can hold the answer at all. Pure."""
 
+from functools import lru_cache
+
 from app.answering.words import content_terms
 from app.search.base import SearchResult
 
 PASSAGES = 3
+REMEMBERED = 1000
+"""Terms of so many texts, at some 10 KB each: a known answer would spend its time on them."""
 HELD_WEIGHT = 0.25
 
 LEAST_TO_EXTRACT = 0.52
@@ -29,15 +33,21 @@ def relevance(question: str, query: str, result: SearchResult) -> float:
     """
     if not result.hits:
         return 0.0
-    found = {
-        term
-        for hit in result.hits[:PASSAGES]
-        for term in content_terms(" ".join([hit.title, *hit.heading, hit.text]))
-    }
+    found = frozenset[str]().union(
+        *(
+            _terms_of(" ".join([hit.title, *hit.heading, hit.text]))
+            for hit in result.hits[:PASSAGES]
+        )
+    )
     held = max(_share_of(question, found), _share_of(query, found))
     return max(hit.similarity or 0.0 for hit in result.hits) + HELD_WEIGHT * held
 
 
-def _share_of(text: str, found: set[str]) -> float:
-    terms = set(content_terms(text))
+@lru_cache(maxsize=REMEMBERED)
+def _terms_of(text: str) -> frozenset[str]:
+    return frozenset(content_terms(text))
+
+
+def _share_of(text: str, found: frozenset[str]) -> float:
+    terms = _terms_of(text)
     return len(terms & found) / len(terms) if terms else 0.0

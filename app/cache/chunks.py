@@ -94,7 +94,7 @@ class CachedSearcher:
 
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
         # An explanation tells of a search that was made; a model on trial serves nobody yet.
-        if request.explain or request.candidate_model or self._layer.store.is_away:
+        if request.explain or request.candidate_model:
             return await self._inner.search(caller, request)
         query = read_query(request.query.encode("utf-8", "replace").decode())
         async with self._question(query, caller, request) as question:

@@ -16,6 +16,7 @@ from app.cache.intents import CachedKinds
 from app.cache.judging import Judge
 from app.cache.layer import Layer
 from app.cache.leases import Leases
+from app.cache.near import NearStore
 from app.cache.paraphrases import Paraphrases
 from app.cache.report import Reports
 from app.cache.single_flight import Flights
@@ -34,10 +35,14 @@ from app.search.rereading import Rereader
 
 @dataclass(frozen=True, slots=True)
 class Caches:
-    """Puts each layer before what it caches, or nothing where the layer is off."""
+    """Puts each layer before what it caches, or nothing where the layer is off.
+
+    `near` is the `store` behind copies in this process, where it is not in the process itself.
+    """
 
     settings: Settings
     store: Store
+    near: Store
     statistics: Statistics
     flights: Flights
     folds_case: FoldsCase
@@ -61,7 +66,7 @@ class Caches:
 
         With the answers goes what was found of those that paraphrases shared: it begins anew.
         """
-        removed = await self.store.clear(layer, SHARED if layer == "embedding" else str(tenant_id))
+        removed = await self.near.clear(layer, SHARED if layer == "embedding" else str(tenant_id))
         if layer == "answer":
             await self.judge.begin_anew(tenant_id)
         self.reports.forget()
@@ -103,7 +108,7 @@ class Caches:
         return CachedWriter(inner, default, ledger, layer, self.flights, paraphrases)
 
     def _layer(self, name: LayerName) -> Layer:
-        return Layer(name, self.store, self.statistics)
+        return Layer(name, self.near, self.statistics)
 
 
 @asynccontextmanager
@@ -116,12 +121,14 @@ async def open_caches(settings: Settings) -> AsyncGenerator[Caches]:
         leases = None
         if clients is None:
             store: Store = InProcessStore(bounds)
+            near = store
             tallies: Tallies = InProcessTallies()
             counting = keep_settling(statistics)
         else:
             for client in clients:
                 stack.push_async_callback(client.aclose, close_connection_pool=True)
             store = RedisStore(clients, bounds, timeout_seconds=settings.redis_timeout_seconds)
+            near = NearStore(store)
             leases = Leases(store, clients[0])
             tallies = RedisTallies(store, clients[0])
             counting = SharedStatistics(statistics, store, clients[0]).keep()
@@ -132,7 +139,7 @@ async def open_caches(settings: Settings) -> AsyncGenerator[Caches]:
         stack.push_async_callback(reports.close)
         judge = Judge(tallies, share=settings.cache_paraphrase_judged_share)
         stack.push_async_callback(judge.close)
-        yield Caches(settings, store, statistics, flights, {}, reports, judge)
+        yield Caches(settings, store, near, statistics, flights, {}, reports, judge)
 
 
 def _bounds(settings: Settings) -> Mapping[LayerName, Bounds]:

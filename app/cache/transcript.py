@@ -220,8 +220,16 @@ def _is_valid(citation: Citation, hits: Sequence[Hit]) -> bool:
 
 
 def packed(lines: Sequence[Line], took_ms: int) -> bytes:
-    """What is kept; where it stood in line, it did only once."""
-    return pack((took_ms, [line for line in lines if line[0] != QUEUED]))
+    """What is kept: where it stood in line, it did only once, and known text needs no drops."""
+    kept: list[Line] = []
+    for line in lines:
+        if line[0] == QUEUED:
+            continue
+        if line[0] == TEXT and kept and kept[-1][0] == TEXT:
+            kept[-1] = (TEXT, kept[-1][1] + line[1])
+        else:
+            kept.append(line)
+    return pack((took_ms, kept))
 
 
 def unpacked(value: bytes) -> tuple[int, Sequence[Line]] | None:

@@ -2,7 +2,8 @@
 
 A conversation belongs to the tenant and the key that began it; for everybody else it does not
 exist. A turn (a question with its answer) is stored in one short transaction after the answer is
-complete, so a generation that fails leaves nothing behind and no connection waits for a model.
+complete, so a generation that fails leaves nothing behind and no connection waits for a model. A
+reply is complete only when its turn is stored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access import Caller
+from app.conversations.first_turns import FirstTurn, FirstTurns
 from app.db.models import Conversation, ConversationMessage, Feedback
 from app.db.session import Sessions
+from app.db.statements import Statements
 from app.errors import Conflict, InvalidInput, NotFound
 from app.llm.base import Message
 
@@ -68,9 +71,15 @@ class Memory:
     """`history_turns` and `history_chars` bound what a next turn gets to see of earlier ones."""
 
     def __init__(
-        self, sessions: Sessions, *, history_turns: int = 6, history_chars: int = 4000
+        self,
+        sessions: Sessions,
+        statements: Statements,
+        *,
+        history_turns: int = 6,
+        history_chars: int = 4000,
     ) -> None:
         self._sessions = sessions
+        self._first_turns = FirstTurns(statements)
         self._history_turns = history_turns
         self._history_chars = history_chars
 
@@ -108,29 +117,33 @@ class Memory:
 
         Raises NotFound when the conversation was deleted meanwhile, Conflict when it is full.
         """
+        message_id = uuid4()
+        if conversation.is_new:
+            await self._first_turns.store(
+                FirstTurn(
+                    conversation_id=conversation.id,
+                    tenant_id=caller.tenant_id,
+                    key_id=caller.key_id,
+                    question_id=uuid4(),
+                    question=question,
+                    answer_id=message_id,
+                    answer_text=answer_text,
+                    answer=answer,
+                )
+            )
+            return StoredTurn(conversation_id=conversation.id, message_id=message_id)
         async with self._sessions.begin() as session:
-            if conversation.is_new:
-                session.add(
-                    Conversation(
-                        id=conversation.id, tenant_id=caller.tenant_id, key_id=caller.key_id
-                    )
+            # The lock keeps the two messages of a turn together when two turns end at once.
+            await _own_conversation(session, caller, conversation.id, lock=True)
+            stored_count = await session.scalar(
+                select(func.count()).where(ConversationMessage.conversation_id == conversation.id)
+            )
+            if (stored_count or 0) >= 2 * MAX_TURNS_PER_CONVERSATION:
+                raise Conflict(
+                    f"This conversation has {MAX_TURNS_PER_CONVERSATION} turns, the most "
+                    "that one can hold.",
+                    hint="Begin a new conversation: leave conversation_id out.",
                 )
-                await session.flush()
-            else:
-                # The lock keeps the two messages of a turn together when two turns end at once.
-                await _own_conversation(session, caller, conversation.id, lock=True)
-                stored_count = await session.scalar(
-                    select(func.count()).where(
-                        ConversationMessage.conversation_id == conversation.id
-                    )
-                )
-                if (stored_count or 0) >= 2 * MAX_TURNS_PER_CONVERSATION:
-                    raise Conflict(
-                        f"This conversation has {MAX_TURNS_PER_CONVERSATION} turns, the most "
-                        "that one can hold.",
-                        hint="Begin a new conversation: leave conversation_id out.",
-                    )
-            message_id = uuid4()
             session.add(
                 ConversationMessage(
                     conversation_id=conversation.id, role="user", content=question, answer=None

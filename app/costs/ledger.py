@@ -170,7 +170,7 @@ class Ledger:
         """Write down an answer that a cache gave; `saved` is what `model` had cost to write it."""
         listing = Listing(model, FREE, provider="cache")
         entry = _entry(payer, listing, "cached", NOTHING_SPENT, Decimal(0), saved, None)
-        self._rows.put(entry)
+        self._rows.put(entry, may_wait=True)
         _count(entry)
 
     def release(self, reservation: Reservation) -> None:

@@ -34,14 +34,12 @@ def open_engine(
     url: str,
     *,
     pool_size: int | None = None,
-    for_snapshots: bool = False,
     idle_seconds: float | None = None,
     pre_ping: bool = True,
 ) -> AsyncEngine:
     """An engine whose waiting is bounded: connecting, and getting a connection.
 
-    `for_snapshots` gives the connections of `app/db/snapshot.py`, which begins its transactions
-    itself and finds out by that whether a connection still lives. The server ends a transaction in
+    The server ends a transaction in
     which nothing is asked for `idle_seconds`: a process that stands still, or whose host is cut
     off, must not hold its locks against those who take over its work. Whoever repeats its
     transactions while the database is away need not try each connection before (`pre_ping`).
@@ -62,8 +60,7 @@ def open_engine(
         pool_size=pool_size or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=timeout_seconds,
-        pool_pre_ping=pre_ping and not for_snapshots,
-        isolation_level="AUTOCOMMIT" if for_snapshots else None,
+        pool_pre_ping=pre_ping,
         connect_args=arguments,
     )
 

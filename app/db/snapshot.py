@@ -1,7 +1,6 @@
 """Reading at one point in time, close to the driver: a search is a handful of such reads.
 
-Searches have connections of their own, which are spared everything that a search can do without:
-no round trip asks whether a connection still lives, and none sets it up.
+Searches have connections of their own; see `app/db/connections.py`.
 """
 
 import asyncio
@@ -11,11 +10,10 @@ from typing import Any
 
 import psycopg
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
 from app.db import row_security
-from app.db.session import open_engine
+from app.db.connections import Connection, Connections
 from app.db.transactions import translated_errors
 
 log = structlog.get_logger(__name__)
@@ -24,7 +22,7 @@ log = structlog.get_logger(__name__)
 class Snapshot:
     """Sees the database as it was at its first read, whatever is committed meanwhile."""
 
-    def __init__(self, driver: psycopg.AsyncConnection[Any], *, guarded: bool = False) -> None:
+    def __init__(self, driver: Connection, *, guarded: bool = False) -> None:
         self._driver = driver
         self._guarded = guarded
 
@@ -53,7 +51,7 @@ class Snapshots:
     """A pool of connections that only read; `close` it in the end."""
 
     def __init__(self, settings: Settings, url: str, *, pool_size: int | None = None) -> None:
-        self.engine = open_engine(settings, url, pool_size=pool_size, for_snapshots=True)
+        self.connections = Connections(settings, url, pool_size=pool_size)
         self._guarded = settings.row_level_security == "on"
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -65,46 +63,48 @@ class Snapshots:
         """
         reader = row_security.enter(tenant_id) if self._guarded else ""
         with translated_errors():
-            connection, driver = await self._begin(reader + settings)
+            connection = await self._begin(reader + settings)
             try:
-                yield Snapshot(driver, guarded=self._guarded)
+                yield Snapshot(connection, guarded=self._guarded)
             finally:
                 self._end(connection)
 
     async def close(self) -> None:
         await asyncio.gather(*self._ending, return_exceptions=True)
-        await self.engine.dispose()
+        await self.connections.close()
 
-    def _end(self, connection: AsyncConnection) -> None:
+    def _end(self, connection: Connection) -> None:
         """End the transaction and give the connection back; nobody waits for that round trip."""
-        ending = asyncio.create_task(connection.close())
+        ending = asyncio.create_task(self._roll_back(connection))
         self._ending.add(ending)
         ending.add_done_callback(self._ended)
+
+    async def _roll_back(self, connection: Connection) -> None:
+        try:
+            await connection.rollback()
+        except BaseException:
+            await self.connections.drop(connection)
+            raise
+        await self.connections.give(connection)
 
     def _ended(self, ending: "asyncio.Task[None]") -> None:
         self._ending.discard(ending)
         if not ending.cancelled() and (error := ending.exception()) is not None:
             log.info("snapshot_not_ended", reason=str(error))
 
-    async def _begin(self, settings: str) -> tuple[AsyncConnection, psycopg.AsyncConnection[Any]]:
+    async def _begin(self, settings: str) -> Connection:
         while True:
-            connection = await self.engine.connect()
-            pooled = await connection.get_raw_connection()
-            driver: Any = pooled.driver_connection
-            was_used = _USED in pooled.info
+            connection, was_used = await self.connections.take()
             try:
                 # Several statements in one message: they cannot be prepared, nor have parameters.
-                await driver.execute(_BEGIN + settings, prepare=False)
+                await connection.execute((_BEGIN + settings).encode(), prepare=False)
             except BaseException as error:
-                await connection.invalidate()
-                await connection.close()
+                await self.connections.drop(connection)
                 # Of an old connection this says that the server was restarted; try the next one.
                 if not (was_used and isinstance(error, psycopg.OperationalError)):
                     raise
             else:
-                pooled.info[_USED] = True
-                return connection, driver
+                return connection
 
 
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
-_USED = "footnote_used"

@@ -19,6 +19,8 @@ from app.telemetry import ROWS_LOST
 CAPACITY = 10_000
 """Rows that may wait: minutes of the busiest service."""
 BATCH = 200
+GATHER_SECONDS = 0.1
+"""So long rows that may wait do so for others: a transaction for each would cost more than it."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
@@ -43,10 +45,13 @@ class WriteBehind(Generic[Row]):
         self._table = table
         self._waiting: asyncio.Queue[Row] = asyncio.Queue(capacity)
         self._unwritten = 0
+        self._hurry = asyncio.Event()
         self._writer = asyncio.create_task(self._write_on())
 
-    def put(self, row: Row) -> None:
-        """Never waits and never raises."""
+    def put(self, row: Row, *, may_wait: bool = False) -> None:
+        """Never waits and never raises. `may_wait`: nobody asks for the row in the next moment."""
+        if not may_wait:
+            self._hurry.set()
         try:
             self._waiting.put_nowait(row)
         except asyncio.QueueFull:
@@ -56,10 +61,12 @@ class WriteBehind(Generic[Row]):
 
     async def flush(self) -> None:
         """Until everything put so far is written."""
+        self._hurry.set()
         await self._waiting.join()
 
     async def close(self) -> None:
         """Write what waits, if that can be done soon."""
+        self._hurry.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._waiting.join()
@@ -71,6 +78,10 @@ class WriteBehind(Generic[Row]):
     async def _write_on(self) -> None:
         while True:
             batch = [await self._waiting.get()]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_SECONDS):
+                    await self._hurry.wait()
+            self._hurry.clear()
             while len(batch) < BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
             await self._write(batch)

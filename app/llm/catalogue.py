@@ -4,10 +4,10 @@ The operator names providers and their addresses; a tenant's admin may register 
 these providers, for his tenant alone, and says whether what is asked may leave the house.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -19,6 +19,7 @@ from app.access import Caller
 from app.config import Settings
 from app.db.models import Experiment, LanguageModel, Tenant
 from app.db.session import Sessions
+from app.db.statements import Statements
 from app.db.transactions import translated_errors
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
 from app.language_models import OLLAMA, ModelSpec, check_models
@@ -72,21 +73,19 @@ class TenantSettings:
 class Registry:
     """Reads and changes what tenants registered. Raises DatabaseUnavailable, never guesses."""
 
-    def __init__(self, sessions: Sessions, settings: Settings) -> None:
+    def __init__(self, sessions: Sessions, statements: Statements, settings: Settings) -> None:
         self._sessions = sessions
+        self._statements = statements
         # Without a server for it, the model that is there by default is none.
         self._configured = settings.all_models if settings.ollama_urls else settings.models
         self._providers = frozenset([OLLAMA, *settings.all_providers])
 
     async def catalogue(self, tenant_id: int) -> Catalogue:
         """As it stands now: what a tenant has forbidden is forbidden from the next question on."""
-        with translated_errors():
-            async with self._sessions() as session:
-                allowed = await session.scalar(
-                    select(Tenant.cloud_models).where(Tenant.id == tenant_id)
-                )
-                own = await self._own(session, tenant_id)
-        return Catalogue((*map(Registered, self._configured), *own), cloud_allowed=allowed is True)
+        rows = await self._statements.fetch_together(_CATALOGUE, {"tenant_id": tenant_id})
+        own = self._not_configured(_Row(*row[1:]) for row in rows if row[1] is not None)
+        allowed = bool(rows and rows[0][0])
+        return Catalogue((*map(Registered, self._configured), *own), cloud_allowed=allowed)
 
     async def add(self, caller: Caller, spec: ModelSpec) -> Registered:
         """Register a model for the caller's tenant.
@@ -188,10 +187,27 @@ class Registry:
             .where(LanguageModel.tenant_id == tenant_id)
             .order_by(LanguageModel.created_at, LanguageModel.id)
         )
+        return self._not_configured(rows)
+
+    def _not_configured(self, rows: Iterable["LanguageModel | _Row"]) -> list[Registered]:
         taken = {one.name for one in self._configured}
         read = (_registered(row) for row in rows if row.name not in taken)
         return [one for one in read if one is not None]
 
+
+class _Row(NamedTuple):
+    id: UUID
+    name: str
+    spec: dict[str, Any]
+    created_at: datetime
+
+
+_CATALOGUE = """
+    SELECT t.cloud_models, m.id, m.name, m.spec, m.created_at
+    FROM tenants AS t LEFT JOIN language_models AS m ON m.tenant_id = t.id
+    WHERE t.id = %(tenant_id)s ORDER BY m.created_at, m.id
+"""
+"Whether the tenant allows models elsewhere, and its own models, oldest first."
 
 REGISTERED = select(
     func.coalesce(LanguageModel.spec["provider"].as_string(), OLLAMA),
@@ -233,7 +249,7 @@ async def _settings_of(session: AsyncSession, tenant_id: int) -> TenantSettings:
     return TenantSettings(name, cloud_models)
 
 
-def _registered(row: LanguageModel) -> Registered | None:
+def _registered(row: LanguageModel | _Row) -> Registered | None:
     try:
         return Registered(
             ModelSpec.model_validate({**row.spec, "name": row.name}), row.id, row.created_at

@@ -362,7 +362,7 @@ def test_credentials_do_not_show_in_the_address() -> None:
     ],
 )
 def test_an_instance_is_an_address_with_slots(given: str, expected: tuple[str, int]) -> None:
-    assert parse_instance(given) == expected
+    assert parse_instance(given) == (*expected, False)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from app.config import Settings
 from app.db.models import Document
 from app.db.queue import BAND_TOPS, BAND_WIDTH, PUT_BACK_PLACES, Priority, put_back_place
 from app.db.session import open_sessions
+from app.documents.job_states import Progress
 from app.documents.library import Library
 from app.documents.overview import Overlook
-from app.documents.queue import CANCELLED, Progress, Queue
+from app.documents.queue import CANCELLED, Queue
 from app.documents.records import Accepted, Upload
 from app.errors import Conflict, InvalidInput, NotFound
 from app.jobs import Jobs

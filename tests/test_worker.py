@@ -15,8 +15,9 @@ from app.access import LOCAL_OWNER
 from app.config import Settings
 from app.db.schema import check_database
 from app.db.session import open_sessions
+from app.documents.job_states import Progress
 from app.documents.library import Library
-from app.documents.queue import Progress, Queue
+from app.documents.queue import Queue
 from app.documents.records import DocumentRecord, Upload
 from app.embedding.base import TextKind, Vectors
 from app.errors import DocumentRejected, NotFound

@@ -26,7 +26,7 @@ from app.api.schemas_ingestion import (
 )
 from app.dependencies import CallerDep, OverlookDep, QueueDep, SettingsDep
 from app.documents import records
-from app.documents.queue import JobState
+from app.documents.job_states import JobState
 from app.errors import NotFound
 
 router = APIRouter(route_class=BodyRoute, tags=["jobs"], responses=DOCUMENTED)

@@ -11,14 +11,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Any, cast
 from urllib.parse import unquote
 from uuid import UUID
 
 from sqlalchemy import and_, case, select
-from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.types import Uuid
 
 from app.access import Caller
 from app.config import Settings
@@ -30,6 +27,7 @@ from app.db.queue import JOBS, position
 from app.db.session import Sessions
 from app.db.switch_jobs import SwitchJob, find_switch_job
 from app.db.transactions import in_transaction
+from app.documents.job_states import STATES, JobState, state_of, switch_state
 from app.documents.library import UPLOAD_ROOT
 from app.documents.records import Accepted
 from app.documents.visibility import may_enter, visible
@@ -42,38 +40,6 @@ RETRIED_AT_ONCE = 500
 
 CANCELLED = "cancelled"
 """The reason of a document whose job was cancelled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the work at hand is: passages done, and passages in all (0 while not known)."""
-
-    stage: str
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """How far a document's processing is, or a collection's other model, which is the `title` then.
-
-    `attempts` counts those that have begun; `position` the jobs that come before this one, None
-    when it does not wait, when many do, and in lists.
-    """
-
-    id: int
-    status: DocumentStatus
-    document_id: UUID | None
-    collection: str
-    title: str
-    attempts: int
-    reason: str | None
-    progress: Progress | None
-    position: int | None = None
-
-    @property
-    def is_final(self) -> bool:
-        return self.status in ("ready", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +70,12 @@ class Queue:
         """The state of a job on what the caller may see; else raises NotFound."""
 
         async def work(connection: AsyncConnection) -> JobState:
-            rows = await connection.execute(_STATES.where(*visible(caller), JOBS.c.id == job_id))
+            rows = await connection.execute(STATES.where(*visible(caller), JOBS.c.id == job_id))
             row = rows.one_or_none()
             state = (
-                _state(row)
+                state_of(row)
                 if row is not None
-                else _switch_state(await self._switch_job(connection, caller, job_id))
+                else switch_state(await self._switch_job(connection, caller, job_id))
             )
             if state.status != "queued":
                 return state
@@ -160,9 +126,9 @@ class Queue:
                 collection_id = await self._collection_id(connection, caller, collection)
                 wanted.append(Document.collection_id == collection_id)
             rows = await connection.execute(
-                _STATES.where(*wanted).order_by(JOBS.c.id.desc()).limit(limit + 1)
+                STATES.where(*wanted).order_by(JOBS.c.id.desc()).limit(limit + 1)
             )
-            states = [_state(row) for row in rows]
+            states = [state_of(row) for row in rows]
             page = states[:limit]
             return JobPage(page, page[-1].id if len(states) > limit else None)
 
@@ -274,7 +240,7 @@ class Queue:
         self, connection: AsyncConnection, caller: Caller, job_id: int
     ) -> StoredDocument:
         """The document of a job, locked; raises NotFound, and Conflict for a job on a model."""
-        rows = await connection.execute(_STATES.where(*visible(caller), JOBS.c.id == job_id))
+        rows = await connection.execute(STATES.where(*visible(caller), JOBS.c.id == job_id))
         row = rows.one_or_none()
         if row is None:
             job = await self._switch_job(connection, caller, job_id)
@@ -340,76 +306,6 @@ class Queue:
         return found.id
 
 
-def _state(row: Any) -> JobState:
-    # The document knows best, as long as this is its latest job.
-    is_latest = row.latest_job_id == row.id
-    status = row.document_status if is_latest else _STATUS_OF_JOB[row.job_status]
-    return JobState(
-        id=row.id,
-        status=cast("DocumentStatus", status),
-        document_id=row.document_id,
-        collection=row.collection,
-        title=row.title,
-        attempts=row.attempts + (row.job_status == "doing"),
-        reason=row.reason if is_latest else _superseded(status, row.latest_job_id),
-        progress=Progress(**row.progress) if is_latest and row.progress else None,
-    )
-
-
-def _superseded(status: str, latest_job_id: int | None) -> str | None:
-    """Why a job has ended badly that is not its document's latest: that is all that is known."""
-    if status != "failed" or latest_job_id is None:
-        return None
-    return f"job {latest_job_id} has taken its place"
-
-
-def _switch_state(job: SwitchJob) -> JobState:
-    switch = job.switch
-    status = _STATUS_OF_JOB[job.status]
-    if switch is not None and status in ("queued", "processing"):
-        # It comes back for the rest again and again, and is worked on all the time.
-        status = "processing" if switch.embedded or job.attempts else status
-    return JobState(
-        id=job.id,
-        status="failed" if switch is not None and switch.status == "failed" else status,
-        document_id=None,
-        collection=job.collection,
-        title=switch.model_name if switch is not None else "",
-        attempts=job.attempts + (job.status == "doing"),
-        reason=switch.reason if switch is not None else None,
-        progress=Progress("embedding", switch.embedded, switch.chunks_count)
-        if switch is not None and switch.status == "preparing"
-        else None,
-    )
-
-
-_STATUS_OF_JOB: dict[str, DocumentStatus] = {
-    "todo": "queued",
-    "doing": "processing",
-    "succeeded": "ready",
-    "failed": "failed",
-    "cancelled": "failed",
-    "aborting": "failed",
-    "aborted": "failed",
-}
-
-_STATES = (
-    select(
-        JOBS.c.id,
-        JOBS.c.status.label("job_status"),
-        JOBS.c.attempts,
-        Document.id.label("document_id"),
-        Document.title,
-        Document.status.label("document_status"),
-        Document.reason,
-        Document.progress,
-        Document.job_id.label("latest_job_id"),
-        Collection.name.label("collection"),
-    )
-    .select_from(JOBS)
-    .join(Document, Document.id == sql_cast(JOBS.c.args["document_id"].astext, Uuid))
-    .join(Collection, Collection.id == Document.collection_id)
-)
 # A planner that saw the comparison would think that next to no job is the latest, and sort them all.
 _IS_LATEST = case((Document.job_id == JOBS.c.id, True), else_=False)
 _SERVES_ALREADY = (

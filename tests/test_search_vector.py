@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -54,7 +55,8 @@ async def indexed(
     for leaf in range(leaves_count):
         if leaf:
             assert await ensure_index(engine, model_id)
-            assert await begin_leaf(engine, model_id)
+            while not await begin_leaf(engine, model_id):  # an autovacuum may be in its way
+                await asyncio.sleep(0.1)
         async with engine.begin() as connection:
             for number in range(leaf, DOCUMENTS, leaves_count):
                 source = Source(["x"] * each, uri=f"{number:02}", metadata={"n": number})

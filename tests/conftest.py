@@ -23,6 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.config import Settings
 from app.db.embedded import EmbeddedPostgres
 from app.db.session import open_engine, sqlalchemy_url
+from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.redis_server import RedisServer, running_redis
 
 for name in [name for name in os.environ if name.startswith("FOOTNOTE_")]:
     if not name.startswith("FOOTNOTE_LIVE_"):
@@ -154,6 +156,46 @@ async def address(service: Any) -> AsyncIterator[str]:
 
     async with over_sockets(service) as client:
         yield str(client.base_url)
+
+
+@pytest.fixture(scope="module")
+def ollama_process() -> Iterator[OllamaDouble]:
+    with running_ollama() as running:
+        yield running
+
+
+@pytest.fixture
+def double(ollama_process: OllamaDouble) -> OllamaDouble:
+    """An Ollama server without faults, whose process the tests of a module share."""
+    ollama_process.reset()
+    return ollama_process
+
+
+@pytest.fixture(scope="module")
+def redis_process() -> Iterator[RedisServer]:
+    with running_redis() as running:
+        yield running
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """An empty Redis, whose process the tests of a module share; they need `needs_redis`."""
+    redis_process.client().flushall()
+    return redis_process
+
+
+@pytest.fixture
+def cached_settings(
+    service_settings: Settings, double: OllamaDouble, redis_server: RedisServer
+) -> Settings:
+    """A service with a language model, whose caches are in Redis."""
+    update = {
+        "ollama_urls": (double.url,),
+        "redis_url": SecretStr(redis_server.url),
+        # Beside other work this process may hear Redis late; what that does is tested apart.
+        "redis_timeout_seconds": 2.0,
+    }
+    return service_settings.model_copy(update=update)
 
 
 @pytest.fixture

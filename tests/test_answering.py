@@ -1,7 +1,7 @@
 """Whole answers: searched, written by a model over HTTP or taken from the passages, checked."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -38,7 +38,7 @@ from app.llm.pool import GenerationPool
 from app.llm.registry import open_chat_model
 from app.llm.tiers import NO_MODEL
 from tests.doubles.catalogue import choice_of
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import OllamaDouble
 from tests.doubles.searcher import Shelf
 from tests.test_answering_extractive import hit
 from tests.test_ollama import MODEL, eventually
@@ -53,18 +53,6 @@ LEAVE = (
 )
 LAPTOPS = "Laptops are replaced every four years. Old laptops must be returned to the IT desk."
 ASKED = "Who has to approve business travel?"
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[OllamaDouble]:
-    with running_ollama() as double:
-        yield double
-
-
-@pytest.fixture
-def double(process: OllamaDouble) -> OllamaDouble:
-    process.reset()
-    return process
 
 
 @pytest.fixture

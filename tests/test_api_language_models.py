@@ -1,6 +1,6 @@
 """The registry of language models over HTTP, and questions that go to them, all the way."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -9,15 +9,9 @@ from sqlalchemy import text
 from app.access import ALL_SCOPES
 from app.config import Settings
 from app.language_models import ModelSpec
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import OllamaDouble
 from tests.model_house import ASKED, CLAUDE, House, open_house
 from tests.service import Service, open_service
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[OllamaDouble]:
-    with running_ollama() as running:
-        yield running
 
 
 @pytest.fixture
@@ -25,10 +19,10 @@ async def house(
     service_settings: Settings,
     shared_embedder: None,
     embedder: Any,
-    process: OllamaDouble,
+    double: OllamaDouble,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[House]:
-    async with open_house(service_settings, embedder, process, monkeypatch) as opened:
+    async with open_house(service_settings, embedder, double, monkeypatch) as opened:
         yield opened
 
 

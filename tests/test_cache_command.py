@@ -2,45 +2,23 @@
 
 import asyncio
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
 from app.commands.cache import read_bodies
 from app.config import Settings
 from app.errors import InvalidInput
-from tests.service import Service, ingest, open_service, over_sockets, working
+from tests.service import Service, ingest, open_service, working
 from tests.test_api_end_to_end import TRAVEL
 
 ASKED = "Who approves trips abroad?"
 
 
-@pytest.fixture(autouse=True)
-def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command sets up logging for its whole process, which here is the tests'."""
-    configure = structlog.configure
-    monkeypatch.setattr(
-        structlog,
-        "configure",
-        lambda **options: configure(**{**options, "cache_logger_on_first_use": False}),
-    )
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
-
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FOOTNOTE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_logging", "own_home")
 
 
 @pytest.fixture
@@ -48,12 +26,6 @@ async def service(service_settings: Settings, shared_embedder: None, embedder: A
     async with open_service(service_settings) as opened, working(service_settings, embedder):
         await ingest(opened, "travel.md", TRAVEL)
         yield opened
-
-
-@pytest.fixture
-async def address(service: Service) -> Any:
-    async with over_sockets(service) as client:
-        yield str(client.base_url)
 
 
 async def against(address: str, *arguments: str, given: str | None = None) -> Result:

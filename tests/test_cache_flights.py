@@ -1,7 +1,7 @@
 """Identical questions at once: one run, whoever asks, wherever, and whoever of them dies."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -25,18 +25,6 @@ END: Line = (FINISHED, "generated")
 WHOLE: list[Line] = [(SOURCES, 2), (TEXT, "Ada "), (TEXT, "approves."), END]
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[RedisServer]:
-    with running_redis() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: RedisServer) -> RedisServer:
-    process.client().flushall()
-    return process
-
-
 @pytest.fixture(autouse=True)
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases_module, "LEASE_SECONDS", 1.0)
@@ -45,8 +33,8 @@ def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
 class Processes:
     """Flights as several processes have them: each with clients and leases of its own."""
 
-    def __init__(self, server: RedisServer) -> None:
-        self._server = server
+    def __init__(self, redis_server: RedisServer) -> None:
+        self._server = redis_server
         self._stack = AsyncExitStack()
 
     async def open(self) -> Flights:
@@ -65,8 +53,8 @@ class Processes:
 
 
 @pytest.fixture
-async def processes(server: RedisServer) -> AsyncIterator[Processes]:
-    opened = Processes(server)
+async def processes(redis_server: RedisServer) -> AsyncIterator[Processes]:
+    opened = Processes(redis_server)
     yield opened
     await opened.close()
 
@@ -231,7 +219,7 @@ async def test_a_leader_whose_own_readers_left_goes_on_for_those_elsewhere(
 
 
 async def test_a_leader_that_nobody_wants_ends_and_leaves_the_lease(
-    processes: Processes, server: RedisServer
+    processes: Processes, redis_server: RedisServer
 ) -> None:
     here = await processes.open()
     speaker = Speaker(holds_at=2)
@@ -239,18 +227,18 @@ async def test_a_leader_that_nobody_wants_ends_and_leaves_the_lease(
     await asyncio.sleep(0.1)
     leading.cancel()
     await until(lambda: speaker.closed == 1)
-    await until(lambda: not server.client().exists(b"fn:lease:" + KEY))
+    await until(lambda: not redis_server.client().exists(b"fn:lease:" + KEY))
 
 
 @pytest.mark.parametrize("after_lines", [1, 2])
 async def test_a_leader_that_died_is_replaced_from_its_followers(
-    after_lines: int, processes: Processes, server: RedisServer
+    after_lines: int, processes: Processes, redis_server: RedisServer
 ) -> None:
-    server.client().set(b"fn:lease:" + KEY, "dead", px=500)
+    redis_server.client().set(b"fn:lease:" + KEY, "dead", px=500)
     from app.cache.codec import pack  # noqa: PLC0415
 
     run = b"fn:run:" + KEY + b":dead"
-    server.client().rpush(run, *[pack(line) for line in WHOLE[:after_lines]])
+    redis_server.client().rpush(run, *[pack(line) for line in WHOLE[:after_lines]])
     speaker = Speaker(holds_at=2)
     everywhere = [await processes.open() for _ in range(4)]
     asking = [asyncio.create_task(read(one, speaker)) for one in everywhere for _ in range(5)]
@@ -265,36 +253,36 @@ async def test_a_leader_that_died_is_replaced_from_its_followers(
 
 
 async def test_a_successor_that_says_something_else_interrupts(
-    processes: Processes, server: RedisServer
+    processes: Processes, redis_server: RedisServer
 ) -> None:
     from app.cache.codec import pack  # noqa: PLC0415
 
-    server.client().set(b"fn:lease:" + KEY, "dead", px=300)
+    redis_server.client().set(b"fn:lease:" + KEY, "dead", px=300)
     told = [pack((SOURCES, 2)), pack((TEXT, "Bob "))]
-    server.client().rpush(b"fn:run:" + KEY + b":dead", *told)
+    redis_server.client().rpush(b"fn:run:" + KEY + b":dead", *told)
     with pytest.raises(GenerationInterrupted):
         await read(await processes.open(), Speaker())
 
 
 async def test_a_leader_that_slept_past_its_lease_adds_nothing(
-    processes: Processes, server: RedisServer
+    processes: Processes, redis_server: RedisServer
 ) -> None:
     here = await processes.open()
     speaker = Speaker(holds_at=2)
     leading = asyncio.create_task(read(here, speaker))
     await asyncio.sleep(0.1)
-    server.client().set(b"fn:lease:" + KEY, "another")
+    redis_server.client().set(b"fn:lease:" + KEY, "another")
     speaker.may_go_on.set()
     assert await leading == WHOLE  # its own readers have what it says
-    [run] = server.client().keys(b"fn:run:*")
-    assert server.client().llen(run) == 2
-    assert server.client().get(b"fn:lease:" + KEY) == b"another"
+    [run] = redis_server.client().keys(b"fn:run:*")
+    assert redis_server.client().llen(run) == 2
+    assert redis_server.client().get(b"fn:lease:" + KEY) == b"another"
 
 
 async def test_what_was_kept_meanwhile_is_not_run_again(
-    processes: Processes, server: RedisServer
+    processes: Processes, redis_server: RedisServer
 ) -> None:
-    server.client().set(b"fn:answer:" + KEY, packed(WHOLE, 10))
+    redis_server.client().set(b"fn:answer:" + KEY, packed(WHOLE, 10))
     speaker = Speaker()
     lines = await read(await processes.open(), speaker)
     assert [tuple(line) for line in lines] == [WHOLE[0], (TEXT, "Ada approves."), WHOLE[-1]]
@@ -303,15 +291,15 @@ async def test_what_was_kept_meanwhile_is_not_run_again(
 
 @pytest.mark.parametrize("trouble", ["kill", "flushall"])
 async def test_redis_may_go_in_the_middle(trouble: str) -> None:
-    with running_redis() as server:
-        processes = Processes(server)
+    with running_redis() as redis_server:
+        processes = Processes(redis_server)
         here, there = await processes.open(), await processes.open()
         speaker = Speaker(holds_at=2)
         leading = asyncio.create_task(read(here, speaker))
         await asyncio.sleep(0.1)
         following = asyncio.create_task(read(there, speaker))
         await asyncio.sleep(0.1)
-        server.kill() if trouble == "kill" else server.client().flushall()
+        redis_server.kill() if trouble == "kill" else redis_server.client().flushall()
         await asyncio.sleep(0.2)
         speaker.may_go_on.set()
         assert await leading == WHOLE

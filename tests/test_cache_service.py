@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from app.access import Caller
 from app.config import Settings
 from app.llm import digests
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import OllamaDouble
 from tests.redis_server import RedisServer, needs_redis, running_redis
 from tests.service import Service, ingest, open_service, working
 from tests.test_api_end_to_end import SECURITY, TRAVEL
@@ -19,33 +19,6 @@ from tests.test_api_end_to_end import SECURITY, TRAVEL
 pytestmark = needs_redis
 
 ASKED = "Who approves trips abroad?"
-
-
-@pytest.fixture(scope="module")
-def double() -> Iterator[OllamaDouble]:
-    with running_ollama() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with running_redis() as server:
-        yield server
-
-
-@pytest.fixture
-def cached_settings(
-    service_settings: Settings, double: OllamaDouble, redis_server: RedisServer
-) -> Settings:
-    double.reset()
-    redis_server.client().flushall()
-    update = {
-        "ollama_urls": (double.url,),
-        "redis_url": SecretStr(redis_server.url),
-        # Beside other work this process may hear Redis late; what that does is tested apart.
-        "redis_timeout_seconds": 2.0,
-    }
-    return service_settings.model_copy(update=update)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,21 +31,9 @@ def bounds(**changes: Any) -> dict[LayerName, Bounds]:
     return {"embedding": own, "chunks": own, "answer": own}
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[RedisServer]:
-    with running_redis() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: RedisServer) -> RedisServer:
-    process.client().flushall()
-    return process
-
-
 @asynccontextmanager
-async def opened(server: RedisServer, **changes: Any) -> AsyncIterator[RedisStore]:
-    clients = open_clients(Settings(redis_url=SecretStr(server.url)))
+async def opened(redis_server: RedisServer, **changes: Any) -> AsyncIterator[RedisStore]:
+    clients = open_clients(Settings(redis_url=SecretStr(redis_server.url)))
     assert clients is not None
     yield RedisStore(clients, bounds(**changes), timeout_seconds=TIMEOUT_SECONDS)
     for client in clients:
@@ -53,16 +41,18 @@ async def opened(server: RedisServer, **changes: Any) -> AsyncIterator[RedisStor
 
 
 @pytest.fixture
-async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
-    async with opened(server) as one:
+async def store(redis_server: RedisServer) -> AsyncIterator[RedisStore]:
+    async with opened(redis_server) as one:
         yield one
 
 
 @pytest.fixture(params=["redis", "in-process"])
-async def any_store(request: pytest.FixtureRequest, server: RedisServer) -> AsyncIterator[Store]:
+async def any_store(
+    request: pytest.FixtureRequest, redis_server: RedisServer
+) -> AsyncIterator[Store]:
     """Both have the same contract; the one in the process has an eighth of the bounds."""
     if request.param == "redis":
-        async with opened(server) as one:
+        async with opened(redis_server) as one:
             yield one
     else:
         grown = {name: getattr(BOUNDS, name) * 8 for name in BOUNDS.__slots__}
@@ -127,25 +117,25 @@ async def test_one_tenant_evicts_his_own_values_only_and_the_least_used(any_stor
 
 
 async def test_layers_lie_in_their_databases_with_their_time(
-    store: RedisStore, server: RedisServer
+    store: RedisStore, redis_server: RedisServer
 ) -> None:
     for layer in ("embedding", "answer", "chunks"):
         await store.put(layer, "1", {key(1): b"one"})
-    first, second = server.client(0), server.client(1)
+    first, second = redis_server.client(0), redis_server.client(1)
     assert first.exists(b"fn:embedding:" + key(1), b"fn:answer:" + key(1)) == 2
     assert second.keys("fn:chunks:*") != []
     assert first.keys("fn:chunks:*") == []
     assert 60 * 0.9 * 1000 - 1000 < first.pttl(b"fn:answer:" + key(1)) <= 60 * 1.1 * 1000
 
 
-async def test_lifetimes_differ_a_little(store: RedisStore, server: RedisServer) -> None:
+async def test_lifetimes_differ_a_little(store: RedisStore, redis_server: RedisServer) -> None:
     await store.put("answer", "1", {key(number): b"x" for number in range(50)})
-    lives = [server.client().pttl(b"fn:answer:" + key(number)) for number in range(50)]
+    lives = [redis_server.client().pttl(b"fn:answer:" + key(number)) for number in range(50)]
     assert max(lives) - min(lives) > 60_000 * 0.1
 
 
-async def test_the_layer_as_a_whole_is_bounded_too(server: RedisServer) -> None:
-    async with opened(server) as store:
+async def test_the_layer_as_a_whole_is_bounded_too(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as store:
         for tenant in range(4):
             for number in range(15):
                 one = key(100 * tenant + number)
@@ -153,8 +143,8 @@ async def test_the_layer_as_a_whole_is_bounded_too(server: RedisServer) -> None:
         assert (await store.held())["answer"].bytes <= BOUNDS.layer_bytes + 1_500
 
 
-async def test_what_expired_leaves_the_accounts(server: RedisServer) -> None:
-    async with opened(server, ttl_seconds=0.05) as store:
+async def test_what_expired_leaves_the_accounts(redis_server: RedisServer) -> None:
+    async with opened(redis_server, ttl_seconds=0.05) as store:
         for number in range(30):
             await store.put("answer", "1", {key(number): bytes(100)})
         await asyncio.sleep(0.1)
@@ -164,11 +154,11 @@ async def test_what_expired_leaves_the_accounts(server: RedisServer) -> None:
 
 
 async def test_accounts_that_were_evicted_begin_again(
-    store: RedisStore, server: RedisServer
+    store: RedisStore, redis_server: RedisServer
 ) -> None:
     for number in range(15):
         await store.put("answer", "1", {key(number): bytes(1_000)})
-    server.client().delete("fn:answer:held:1")
+    redis_server.client().delete("fn:answer:held:1")
     for number in range(100, 110):
         await store.put("answer", "1", {key(number): bytes(1_000)})
     assert await store.get("answer", [key(109)]) == [bytes(1_000)]
@@ -191,18 +181,20 @@ async def test_a_redis_that_is_away_costs_one_short_wait_and_is_found_again(
 ) -> None:
     monkeypatch.setattr(breaker, "FIRST_PAUSE_SECONDS", 0.1)
     monkeypatch.setattr(breaker, "LONGEST_PAUSE_SECONDS", 0.2)
-    with running_redis() as server:
-        async with opened(server) as store:
+    with running_redis() as redis_server:
+        async with opened(redis_server) as store:
             if trouble != "absent":
                 await store.put("answer", "1", {key(1): b"one"})
                 assert await store.get("answer", [key(1)]) == [b"one"]
             if trouble in ("killed", "absent"):
-                server.kill()
+                redis_server.kill()
             elif trouble == "paused":
-                server.pause()
+                redis_server.pause()
             else:
-                server.client().config_set("requirepass", "secret")
-                server.client(password="secret").client_kill_filter(_type="normal", skipme=True)
+                redis_server.client().config_set("requirepass", "secret")
+                redis_server.client(password="secret").client_kill_filter(
+                    _type="normal", skipme=True
+                )
             seconds, found = await timed(store)
             assert found == [None]
             assert seconds < TIMEOUT_SECONDS + MARGIN_SECONDS
@@ -215,11 +207,11 @@ async def test_a_redis_that_is_away_costs_one_short_wait_and_is_found_again(
                 await store.get("answer", [key(1)])
             assert time.monotonic() - started < 5 * TIMEOUT_SECONDS + MARGIN_SECONDS
             if trouble in ("killed", "absent"):
-                server.start()
+                redis_server.start()
             elif trouble == "paused":
-                server.resume()
+                redis_server.resume()
             else:
-                server.client(password="secret").config_set("requirepass", "")
+                redis_server.client(password="secret").config_set("requirepass", "")
             async with asyncio.timeout(5):
                 while store.is_away:
                     await store.get("answer", [key(1)])
@@ -229,7 +221,7 @@ async def test_a_redis_that_is_away_costs_one_short_wait_and_is_found_again(
             assert await store.get("answer", [key(3)]) == [b"three"]
 
 
-async def test_a_full_redis_still_gives_what_it_has(server: RedisServer) -> None:
+async def test_a_full_redis_still_gives_what_it_has(redis_server: RedisServer) -> None:
     with running_redis("--maxmemory", "2mb", "--maxmemory-policy", "noeviction") as small:
         async with opened(small, layer_bytes=10**9, bucket_bytes=10**9) as store:
             await store.put("answer", "1", {key(1): b"one"})
@@ -244,11 +236,11 @@ async def test_a_full_redis_still_gives_what_it_has(server: RedisServer) -> None
 
 
 async def test_a_flushed_redis_has_nothing_and_works_on(
-    store: RedisStore, server: RedisServer
+    store: RedisStore, redis_server: RedisServer
 ) -> None:
     await store.put("answer", "1", {key(1): b"one"})
-    server.client().flushall()
-    server.client().script_flush()
+    redis_server.client().flushall()
+    redis_server.client().script_flush()
     assert await store.get("answer", [key(1)]) == [None]
     await store.put("answer", "1", {key(1): b"one"})
     assert await store.get("answer", [key(1)]) == [b"one"]

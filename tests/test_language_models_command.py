@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typer.testing import Result
 from app.config import Settings
 from tests.commands import against, printed, run
 from tests.doubles.hosted import HostedDouble
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import OllamaDouble
 from tests.model_house import ASKED, House, open_house
 from tests.service import over_sockets
 
@@ -23,12 +23,6 @@ ADD_CLAUDE = (
     *("add", "claude", "--provider", "anthropic", "--served-as", "claude-sonnet"),
     *("--tier", "orchestration", "--prompt-price", "3", "--completion-price", "15"),
 )
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[OllamaDouble]:
-    with running_ollama() as running:
-        yield running
 
 
 @dataclass(frozen=True)
@@ -51,11 +45,11 @@ async def desk(
     service_settings: Settings,
     shared_embedder: None,
     embedder: Any,
-    process: OllamaDouble,
+    double: OllamaDouble,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Desk]:
     async with (
-        open_house(service_settings, embedder, process, monkeypatch) as house,
+        open_house(service_settings, embedder, double, monkeypatch) as house,
         over_sockets(house.service) as client,
     ):
         yield Desk(house, str(client.base_url))

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from time import perf_counter
@@ -23,7 +23,7 @@ from app.llm.base import (
 from app.llm.draining import Drain
 from app.llm.ollama import InstanceBroke, InstanceFailed, OllamaInstance, Patience
 from app.llm.registry import generation_options, open_chat_model, parse_instance
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import OllamaDouble
 
 MODEL = "llama3.1:8b"
 QUESTION = [Message("user", "Say hello.")]
@@ -57,18 +57,6 @@ class OneServer:
 
     async def close(self) -> None:
         await self._instance.close()
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[OllamaDouble]:
-    with running_ollama() as double:
-        yield double
-
-
-@pytest.fixture
-def double(process: OllamaDouble) -> OllamaDouble:
-    process.reset()
-    return process
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import asyncio
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -16,22 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import OllamaDouble
 from tests.test_ollama import MODEL, eventually
 
 DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[OllamaDouble]:
-    with running_ollama() as double:
-        yield double
-
-
-@pytest.fixture
-def double(process: OllamaDouble) -> OllamaDouble:
-    process.reset()
-    return process
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Answers that paraphrases share, in the service: judged, and stopped where they are wrong."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from app.cache.store import RedisStore, open_clients
 from app.cache.tallies import ENOUGH, InProcessTallies, RedisTallies, Tallies, Tally
 from app.config import Settings
 from app.errors import GenerationUnavailable
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import OllamaDouble
 from tests.redis_server import RedisServer, needs_redis, running_redis
 from tests.service import Service, ingest, open_service, working
 from tests.test_api_end_to_end import TRAVEL
@@ -50,12 +50,6 @@ def test_it_stops_where_it_is_shown_to_be_bad_or_after_enough_not_to_be_good(
     assert Tally(judged, wrong).is_too_bad is is_too_bad
 
 
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with running_redis() as server:
-        yield server
-
-
 @pytest.fixture(params=["redis", "in-process"])
 async def tallies(
     request: pytest.FixtureRequest, redis_server: RedisServer
@@ -63,7 +57,6 @@ async def tallies(
     if request.param == "in-process":
         yield InProcessTallies()
         return
-    redis_server.client().flushall()
     clients = open_clients(Settings(redis_url=SecretStr(redis_server.url)))
     assert clients is not None
     yield RedisTallies(RedisStore(clients, {}, timeout_seconds=2.0), clients[0])
@@ -156,27 +149,14 @@ async def test_answers_are_compared(
 # --- in the service ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def double() -> Iterator[OllamaDouble]:
-    with running_ollama() as running:
-        yield running
-
-
 @pytest.fixture
-def sharing(
-    service_settings: Settings, double: OllamaDouble, redis_server: RedisServer
-) -> Settings:
-    double.reset()
-    redis_server.client().flushall()
+def sharing(cached_settings: Settings) -> Settings:
     update = {
-        "ollama_urls": (double.url,),
-        "redis_url": SecretStr(redis_server.url),
-        "redis_timeout_seconds": 2.0,
         "cache_paraphrases": True,
         "cache_paraphrase_similarity": 0.8,
         "cache_paraphrase_judged_share": 0.0,
     }
-    return service_settings.model_copy(update=update)
+    return cached_settings.model_copy(update=update)
 
 
 async def ask(service: Service, question: str, **more: Any) -> dict[str, Any]:

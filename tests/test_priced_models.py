@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -13,7 +13,7 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from app.config import Settings
-from tests.doubles.ollama import OllamaDouble, running_ollama
+from tests.doubles.ollama import OllamaDouble
 from tests.model_house import House, open_house
 from tests.service import over_sockets
 
@@ -58,25 +58,19 @@ class Shop:
             return [tuple(row) for row in found]
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[OllamaDouble]:
-    with running_ollama() as running:
-        yield running
-
-
 @pytest.fixture
 async def shop(
     service_settings: Settings,
     shared_embedder: None,
     embedder: Any,
-    process: OllamaDouble,
+    double: OllamaDouble,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Shop]:
     async with (
         open_house(
             service_settings,
             embedder,
-            process,
+            double,
             monkeypatch,
             generation_max_tokens=MAX_TOKENS,
             currency="EUR",

@@ -2,15 +2,13 @@
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-import structlog
 from sqlalchemy import text
 from typer.testing import CliRunner
 
@@ -262,22 +260,6 @@ async def test_a_source_whose_job_got_lost_gets_another(opened: Service) -> None
 
 
 # --- the command ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command sets up logging for its whole process, which here is the tests'."""
-    configure = structlog.configure
-    monkeypatch.setattr(
-        structlog,
-        "configure",
-        lambda **options: configure(**{**options, "cache_logger_on_first_use": False}),
-    )
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
 
 
 @pytest.mark.usefixtures("own_logging")

@@ -7,7 +7,6 @@ Redis is left alone for a while, so that being without it costs one request the 
 import asyncio
 import random
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
@@ -32,11 +31,6 @@ GRACE_SECONDS = 0.002
 JITTER = 0.1
 """Share of its time by which each value lives longer or shorter, so that not all go together."""
 CLEARED_AT_ONCE = 500
-
-UNWRITTEN_SECONDS = 10.0
-UNWRITTEN_VALUES = 256
-"""What could not be written is remembered here so long, and so much of it: whoever asks the same
-while Redis is away, or this process is too busy to hear it, need not have it made again."""
 
 Result = TypeVar("Result")
 
@@ -94,7 +88,6 @@ class RedisStore:
         self._breaker = Breaker()
         self._problem: str | None = None
         self._refusal: str | None = None
-        self._unwritten: OrderedDict[tuple[LayerName, bytes], tuple[float, bytes]] = OrderedDict()
         self._keep = first.register_script(scripts.KEEP)
         self._drop = first.register_script(scripts.DROP)
 
@@ -112,17 +105,9 @@ class RedisStore:
         if not names:
             return nothing
         client = self._clients[layer]
-        found = nothing
         if len(names) == 1:
-            found[0] = await self.run("get", lambda: client.get(names[0]), None)
-        else:
-            found = await self.run("get", lambda: client.mget(names), nothing)
-        if not self._unwritten:
-            return found
-        return [
-            self._remembered(layer, key) if one is None else one
-            for key, one in zip(keys, found, strict=True)
-        ]
+            return [await self.run("get", lambda: client.get(names[0]), None)]
+        return await self.run("get", lambda: client.mget(names), nothing)
 
     async def put(self, layer: LayerName, bucket: str, values: Mapping[bytes, bytes]) -> None:
         bounds = self._bounds[layer]
@@ -158,12 +143,10 @@ class RedisStore:
                 await pipeline.execute()
             return True
 
-        if not await self.run("put", write, False) and self.is_away:
-            self._remember(layer, small)
+        await self.run("put", write, False)
 
     async def clear(self, layer: LayerName, bucket: str | None = None) -> int:
         client = self._clients[layer]
-        self._unwritten.clear()
         removed = 0
         buckets = [bucket] if bucket is not None else await self._buckets(layer)
         for one in buckets:
@@ -239,17 +222,6 @@ class RedisStore:
             ]
 
         return await self.run("clear", scan, [])
-
-    def _remember(self, layer: LayerName, values: Mapping[bytes, bytes]) -> None:
-        until = time.monotonic() + UNWRITTEN_SECONDS
-        for key, value in values.items():
-            self._unwritten[layer, key] = (until, value)
-        while len(self._unwritten) > UNWRITTEN_VALUES:
-            self._unwritten.popitem(last=False)
-
-    def _remembered(self, layer: LayerName, key: bytes) -> bytes | None:
-        until, value = self._unwritten.get((layer, key), (0.0, None))
-        return value if time.monotonic() < until else None
 
     def _note_failure(self, what: str, error: Exception) -> None:
         CACHE_FAILURES.labels(what).inc()

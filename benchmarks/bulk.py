@@ -6,8 +6,8 @@ Control: the same number of vectors of the same distribution, one INSERT (prepar
 per vector, into the leaf whose index is live, in transactions as large as a document. It may be
 measured on fewer rows, for it takes minutes; what counts is rows per second.
 
-The bulk load is measured in two ways: with a transaction per document, as `footnote ingest --ray`
-writes, and with a transaction per 2,000 rows. Then the index is built, and both rates are told again
+The bulk load is measured in two ways: with a COPY per document and a transaction per block of
+documents, as `footnote ingest --ray` writes, and with a COPY and a transaction per 2,000 rows. Then the index is built, and both rates are told again
 with the time of that counted in.
 
 Caveats: vectors are drawn, 384 numbers each: a common mean and 64 hidden directions, so that they
@@ -47,6 +47,7 @@ from app.db.session import libpq_url, open_engine
 from app.db.vector_partitions import begin_leaf, bulk_load, ensure_index
 from app.db.vectors import add_vectors, register_model
 from app.embedding.loading import usable_cores
+from ingestion.cluster import BLOCK_DOCUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "bulk.json"
@@ -54,6 +55,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "bulk.json"
 DIMENSIONS = 384
 DOCUMENT_CHUNKS = 12
 """Passages of a document in the corpus that benchmarks/ingest.py is recorded on."""
+BLOCK_CHUNKS = BLOCK_DOCUMENTS * DOCUMENT_CHUNKS
 BATCH_CHUNKS = 2_000
 
 INSERT = (
@@ -109,13 +111,16 @@ async def copy(
     model_id: int,
     chunk_ids: Sequence[int],
     vectors: NDArray[np.float32],
-    rows_each: int,
+    copied: int,
+    committed: int,
 ) -> None:
-    """A COPY, and a transaction, per `rows_each` rows."""
-    for start in range(0, len(chunk_ids), rows_each):
-        part = slice(start, start + rows_each)
+    """A COPY per `copied` rows, and a transaction per `committed`."""
+    for start in range(0, len(chunk_ids), committed):
+        end = min(start + committed, len(chunk_ids))
         async with engine.begin() as connection:
-            await add_vectors(connection, model_id, 1, 1, chunk_ids[part], vectors[part])
+            for first in range(start, end, copied):
+                part = slice(first, min(first + copied, end))
+                await add_vectors(connection, model_id, 1, 1, chunk_ids[part], vectors[part])
 
 
 def insert_one_by_one(
@@ -143,10 +148,11 @@ async def measure_round(
     """Rows per second of every way, each into an index of its own."""
     generator = np.random.default_rng(100 + number)
     rates: dict[str, float] = {}
-    for way, rows_each in (("documents", DOCUMENT_CHUNKS), ("batches", BATCH_CHUNKS)):
+    ways = {"blocks": (DOCUMENT_CHUNKS, BLOCK_CHUNKS), "batches": (BATCH_CHUNKS, BATCH_CHUNKS)}
+    for way, rows_each in ways.items():
         model_id = await model(engine, f"{way} of round {number}")
         chunk_ids = await make_chunks(engine, live)
-        await copy(engine, model_id, chunk_ids, drawn_vectors(generator, live), BATCH_CHUNKS)
+        await copy(engine, model_id, chunk_ids, drawn_vectors(generator, live), *ways["batches"])
         assert await ensure_index(engine, model_id)
         if not rates:
             chunk_ids = await make_chunks(engine, inserted)
@@ -158,7 +164,7 @@ async def measure_round(
             chunk_ids = await make_chunks(engine, rows)
             vectors = drawn_vectors(generator, rows)
             started = time.perf_counter()
-            await copy(engine, model_id, chunk_ids, vectors, rows_each)
+            await copy(engine, model_id, chunk_ids, vectors, *rows_each)
             loaded = time.perf_counter()
         assert await ensure_index(engine, model_id)
         indexed = time.perf_counter()

@@ -1,13 +1,14 @@
 """The stages of a run on a cluster, as its processes work them: prepare, embed, write.
 
 Ray Data hands them blocks of documents as columns. They are the functions of
-`ingestion/pipeline.py`, and every document is a transaction of its own, so that a block which Ray
-has done a second time, because a node died, finds what was done and does nothing.
+`ingestion/pipeline.py`. What a block writes is one transaction, because a commit can take longer than
+all that it commits. A block which Ray has done a second time, because a node died, finds what was
+done and does nothing.
 """
 
 import asyncio
 import pickle
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from threading import Thread
@@ -24,9 +25,20 @@ from app.embedding.base import Embedder, Vectors
 from app.embedding.lazy import LazyEmbedder
 from app.embedding.loading import open_embedder
 from app.errors import DocumentRejected
+from app.failpoints import reach
+from app.telemetry import stage
 from ingestion.books import source_of
 from ingestion.personal_data import PersonalDataRefused
-from ingestion.pipeline import Original, Tools, chunk, embed, open_tools, parse, protect, store
+from ingestion.pipeline import (
+    Original,
+    Tools,
+    chunk,
+    embed,
+    new_version,
+    open_tools,
+    parse,
+    protect,
+)
 from ingestion.sources.base import Item, ItemGone, ItemUnreadable, Source
 from ingestion.sources.opening import open_source
 from ingestion.sources.selection import Selection
@@ -81,7 +93,7 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """A document that has been read, parsed, and looked through for personal data."""
 
     file: SourceFile
@@ -105,6 +117,16 @@ def prepare(rows: Rows, assignment: Assignment) -> Rows:
 def open_on_one_core(settings: Settings) -> Embedder:
     """There is a process for every core."""
     return open_embedder(settings, threads=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the stages before made of a document; nothing of one that is not to be written."""
+
+    outcome: Outcome
+    document: Prepared | None
+    passages: Passages | None
+    vectors: Vectors | None
 
 
 class EmbeddingActor:
@@ -134,11 +156,12 @@ class WritingActor:
 
     def __call__(self, rows: Rows) -> Rows:
         columns = (rows["outcome"], rows["document"], rows["passages"], rows["vectors"])
+        block = [
+            Made(outcome, *map(pickle.loads, parts))
+            for outcome, *parts in zip(*columns, strict=True)
+        ]
         outcomes = self._station.do(
-            _gathered(
-                _write(outcome, *map(pickle.loads, parts), station=self._station)
-                for outcome, *parts in zip(*columns, strict=True)
-            )
+            write_block(block, self._station.assignment, self._station.tools)
         )
         return {
             "uri": rows["uri"],
@@ -150,7 +173,7 @@ class WritingActor:
 
 async def _prepare(
     one: Due, station: "Station"
-) -> tuple[Outcome, _Prepared | None, Passages | None]:
+) -> tuple[Outcome, Prepared | None, Passages | None]:
     assignment, tools = station.assignment, station.tools
     try:
         source = station.source(one.location)
@@ -177,7 +200,7 @@ async def _prepare(
             )
         )
         return "failed", None, None
-    return "written", _Prepared(file, original, parsed), passages
+    return "written", Prepared(file, original, parsed), passages
 
 
 async def _embed(passages: Passages | None, station: "Station") -> Vectors | None:
@@ -186,28 +209,52 @@ async def _embed(passages: Passages | None, station: "Station") -> Vectors | Non
     return await embed(passages, station.assignment.shelf, station.tools)
 
 
-async def _write(
-    outcome: Outcome,
-    document: _Prepared | None,
-    passages: Passages | None,
-    vectors: Vectors | None,
-    *,
-    station: "Station",
-) -> tuple[Outcome, int]:
-    if document is None or passages is None or vectors is None:
-        return outcome, 0
-    file, shelf = document.file, station.assignment.shelf
+async def write_block(
+    block: Sequence[Made], assignment: Assignment, tools: Tools
+) -> list[tuple[Outcome, int]]:
+    """Write what was made, all in one transaction; of each document what became of it, and its passages.
 
-    async def put(connection: AsyncConnection, version: NewVersion) -> None:
-        await write_file(connection, shelf, file, version)
-
+    Where others have changed one of the documents meanwhile, each is written by itself, and those are left.
+    """
     try:
-        await store(
-            document.original, document.parsed, passages, vectors, shelf, station.tools, put
-        )
+        return await _write_together(block, assignment, tools)
+    except (Superseded, ModelSwitched):
+        return [await _write_alone(one, assignment, tools) for one in block]
+
+
+async def _write_alone(one: Made, assignment: Assignment, tools: Tools) -> tuple[Outcome, int]:
+    try:
+        [outcome] = await _write_together([one], assignment, tools)
     except (Superseded, ModelSwitched):
         return "left", 0
-    return outcome, len(passages.chunks)
+    return outcome
+
+
+async def _write_together(
+    block: Sequence[Made], assignment: Assignment, tools: Tools
+) -> list[tuple[Outcome, int]]:
+    """Raises Superseded or ModelSwitched for one that cannot be written, and nothing is."""
+    shelf = assignment.shelf
+    versions: list[tuple[SourceFile, NewVersion]] = []
+    for one in block:
+        if one.document is not None and one.passages is not None and one.vectors is not None:
+            document = one.document
+            version = await new_version(
+                document.original, document.parsed, one.passages, one.vectors, shelf, tools
+            )
+            versions.append((document.file, version))
+    # In one order, so that two blocks with the same documents wait for each other in turn.
+    versions.sort(key=lambda pair: pair[0].uri)
+
+    async def write(connection: AsyncConnection) -> None:
+        for file, version in versions:
+            await write_file(connection, shelf, file, version)
+
+    if versions:
+        with stage("ingest", "write"):
+            await tools.transaction(write)
+        reach("pipeline.committed")
+    return [(one.outcome, len(one.passages.chunks) if one.passages else 0) for one in block]
 
 
 class Station:

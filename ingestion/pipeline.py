@@ -169,21 +169,34 @@ async def store(
     write: Write[Result],
 ) -> Result:
     with stage("ingest", "write"):
-        version = NewVersion(
-            sha256=original.sha256,
-            pipeline_digest=tools.digest(shelf.settings),
-            parsed=parsed,
-            passages=passages,
-            model_id=shelf.model_id,
-            vectors=vectors,
-            first_chunk_id=await tools.chunk_ids(len(passages.chunks)),
-            given=original.given,
-        )
-        reach("pipeline.ids_reserved")
+        version = await new_version(original, parsed, passages, vectors, shelf, tools)
         result = await tools.transaction(lambda connection: write(connection, version))
         reach("pipeline.committed")
         tools.chunks_count += len(passages.chunks)
         return result
+
+
+async def new_version(
+    original: Original,
+    parsed: ParsedDocument,
+    passages: Passages,
+    vectors: Vectors,
+    shelf: Shelf,
+    tools: "Tools",
+) -> NewVersion:
+    """What is to be written, with ids for its chunks."""
+    version = NewVersion(
+        sha256=original.sha256,
+        pipeline_digest=tools.digest(shelf.settings),
+        parsed=parsed,
+        passages=passages,
+        model_id=shelf.model_id,
+        vectors=vectors,
+        first_chunk_id=await tools.chunk_ids(len(passages.chunks)),
+        given=original.given,
+    )
+    reach("pipeline.ids_reserved")
+    return version
 
 
 def cut(parsed: ParsedDocument, embedder: Embedder, chunking: Chunking) -> Passages:

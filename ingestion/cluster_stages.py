@@ -25,7 +25,6 @@ from app.embedding.base import Embedder, Vectors
 from app.embedding.lazy import LazyEmbedder
 from app.embedding.loading import open_embedder
 from app.errors import DocumentRejected
-from app.failpoints import reach
 from app.telemetry import stage
 from ingestion.books import source_of
 from ingestion.personal_data import PersonalDataRefused
@@ -253,7 +252,6 @@ async def _write_together(
     if versions:
         with stage("ingest", "write"):
             await tools.transaction(write)
-        reach("pipeline.committed")
     return [(one.outcome, len(one.passages.chunks) if one.passages else 0) for one in block]
 
 

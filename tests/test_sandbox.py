@@ -1,6 +1,7 @@
 """The parser's children: what they may not do, how they end, and that the parent never minds."""
 
 import asyncio
+import fcntl
 import gzip
 import os
 import signal
@@ -223,6 +224,15 @@ async def test_whoever_gives_up_waiting_leaves_no_child_at_work(open_pool: OpenP
     assert (await pool.parse(b"next", "a.txt")).text == "next"
 
 
+def is_unlocked(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
 @linux_only
 async def test_a_child_dies_with_its_parent_and_its_folder_goes_later(
     tmp_path: Path, open_pool: OpenPool, monkeypatch: pytest.MonkeyPatch
@@ -248,6 +258,8 @@ async def test_a_child_dies_with_its_parent_and_its_folder_goes_later(
         await parent.wait()
     # It would have been busy for much longer.
     await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=3)
+    # Its first thread may be gone before the last one lets go of the files.
+    await until(lambda: is_unlocked(left / leftovers.LOG_FILE), seconds=3)
 
     monkeypatch.setattr(leftovers, "YOUNG_SECONDS", -1.0)
     pool = open_pool()

@@ -140,6 +140,7 @@ def ndcg_of_pairs(
     return {
         **{name: round(value, 4) for name, value in both.items()},
         "int8_documents_fp32_queries": round(ndcg("fp32", "int8"), 4),
+        "fp32_documents_int8_queries": round(ndcg("int8", "fp32"), 4),
         "change_percent": round(100 * (both["int8"] / both["fp32"] - 1), 2),
     }
 

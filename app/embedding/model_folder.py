@@ -16,7 +16,7 @@ INT8 = "#int8"
 """Behind a model's name it means the same model computed in 8-bit integers, which is another model:
 its vectors are its own, and so is its digest."""
 
-INT8_FORMAT = "int8-1"
+INT8_FORMAT = "int8-2"
 """Changes with how the weights are rounded, and so do the vectors then."""
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")

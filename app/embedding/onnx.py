@@ -110,12 +110,8 @@ class OnnxEmbedder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="embedding")
 
     def embed(self, texts: Sequence[str], kind: TextKind) -> Vectors:
-        prompt = self._prompts[kind]
         try:
-            encodings = self._encoder.encode_batch_fast(
-                [prompt + encodable(text) for text in texts]
-            )
-            vectors = self._compute(encodings)
+            vectors = self._compute(self._encode(texts, kind))
         except Exception as error:
             raise EmbeddingUnavailable(f"The embedding model {self.name} failed.") from error
         return unit_vectors(vectors, count=len(texts), dimensions=self.dimensions)
@@ -134,6 +130,14 @@ class OnnxEmbedder:
             token_vectors(encoding.offsets, encoding.special_tokens_mask, states, len(prompt))
             for encoding, states in zip(encodings, tokens, strict=True)
         ]
+
+    def feeds(self, texts: Sequence[str], kind: TextKind) -> dict[str, NDArray[np.int64]]:
+        """What the graph takes for these texts as one batch."""
+        return self._feeds(self._encode(texts, kind))
+
+    def _encode(self, texts: Sequence[str], kind: TextKind) -> Sequence[tokenizers.Encoding]:
+        prompt = self._prompts[kind]
+        return self._encoder.encode_batch_fast([prompt + encodable(text) for text in texts])
 
     def _compute(
         self, encodings: Sequence[tokenizers.Encoding], tokens: list[Vectors] | None = None

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.access import LOCAL_OWNER
 from app.config import Settings
 from app.db import row_security
+from app.db import snapshot as snapshot_module
 from app.db.row_security import GUARDED, READER, check_reader
 from app.db.schema import migrate
 from app.db.session import open_engine
@@ -83,12 +84,15 @@ async def test_without_a_tenant_there_is_nothing(
         monkeypatch.setattr(row_security, "enter", lambda _tenant_id: f"SET LOCAL ROLE {READER};")
 
 
-async def test_a_connection_forgets_its_tenant_even_after_an_error(index: Index) -> None:
+async def test_a_connection_forgets_its_tenant_even_after_an_error(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_module, "AHEAD_SECONDS", 0.0)
     async with index.snapshots.open(2) as snapshot:
         assert len(await snapshot.fetch("SELECT FROM chunks")) == 2
         with pytest.raises(psycopg.errors.DivisionByZero):
             await snapshot.fetch("SELECT 1 / 0")
-    await asyncio.sleep(0.1)  # nobody waits for the end of a transaction
+    await asyncio.sleep(0.3)  # nobody waits for the end of a transaction, nor for the one ahead
     connection, was_used = await index.snapshots.connections.take()
     assert was_used
     cursor = await connection.execute(

@@ -6,6 +6,7 @@ out, and takes the next.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -51,6 +52,15 @@ class Connections:
         except BaseException:
             self._leave()
             raise
+
+    async def take_idle(self, which: Callable[[Connection], bool]) -> list[Connection]:
+        """Those that nobody uses and for which `which` is true."""
+        chosen = [connection for connection in self._idle if which(connection)]
+        for connection in chosen:
+            self._idle.remove(connection)
+            await self._places.acquire()  # there is one for each of them
+            self.in_use += 1
+        return chosen
 
     async def give(self, connection: Connection) -> None:
         """Give back one in which no transaction is open."""

@@ -1,7 +1,6 @@
 """From a ranking to what is shown: the passages themselves, read in the search's own snapshot."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,9 @@ async def read_hits(
     if len(found) < len(chunk_ids):
         log.error("index_names_passages_that_are_not_there", missing=len(chunk_ids) - len(found))
     hits = [
-        replace(
-            hit_of(row, names),
+        hit_of(
+            row,
+            names,
             score=float(ranking.scores[place]),
             similarity=ranking.similarity(place),
             explanation=ranking.explain(place) if request.explain else None,
@@ -60,8 +60,15 @@ async def read_rows(
     )
 
 
-def hit_of(row: tuple[Any, ...], collections: Mapping[int, str]) -> Hit:
-    """A passage as `read_rows` gives it, without what a ranking says of it."""
+def hit_of(
+    row: tuple[Any, ...],
+    collections: Mapping[int, str],
+    *,
+    score: float = 0.0,
+    similarity: float | None = None,
+    explanation: Mapping[str, Any] | None = None,
+) -> Hit:
+    """A passage as `read_rows` gives it, with what a ranking says of it."""
     return Hit(
         chunk_id=row[0],
         document_id=row[1],
@@ -73,8 +80,9 @@ def hit_of(row: tuple[Any, ...], collections: Mapping[int, str]) -> Hit:
         page=row[7],
         start=row[8],
         end=row[9],
-        score=0.0,
+        score=score,
         content_hash=row[10],
         page_breaks=tuple(row[11]),
-        similarity=None,
+        similarity=similarity,
+        explanation=explanation,
     )

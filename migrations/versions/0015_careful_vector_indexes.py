@@ -36,5 +36,5 @@ def _build_with(candidates: int) -> None:
             EXECUTE format('ALTER INDEX %s SET (ef_construction = {candidates:d})', index);
           END LOOP;
         END $$
-        """
+        """  # noqa: S608 - a number
     )

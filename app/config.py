@@ -117,6 +117,7 @@ class Settings(BaseSettings):
     embedding_model: str = BUNDLED_MODEL
     embedding_runtime: Literal["auto", "onnx", "torch"] = "auto"
     embedding_batch_tokens: Annotated[int, Field(ge=1)] = 256
+    query_int8: bool = True
     embedding_models_loaded: Annotated[int, Field(ge=1)] = 3
 
     # reranking

@@ -41,7 +41,7 @@ from app.documents.queue import Queue
 from app.documents.sources import Sources
 from app.documents.switches import ModelSwitches
 from app.embedding.base import QueryEmbedding
-from app.embedding.loading import open_embedder, usable_cores
+from app.embedding.loading import open_for_questions, usable_cores
 from app.embedding.model_folder import location_of
 from app.embedding.query import serve_queries
 from app.embedding.query_models import QueryModels
@@ -366,7 +366,7 @@ async def _open_query_embedder(settings: Settings) -> QueryEmbedding:
     threads = settings.embedding_threads
     try:
         embedder = await asyncio.to_thread(
-            open_embedder, settings, threads=max(1, usable_cores() // threads)
+            open_for_questions, settings, threads=max(1, usable_cores() // threads)
         )
     except FootnoteError as error:
         raise StartupError(error.detail, hint=error.hint) from error

@@ -137,7 +137,7 @@ def service_settings(settings: Settings, database_url: str) -> Settings:
 @pytest.fixture
 def shared_embedder(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Services opened in the test share the model that is loaded already."""
-    monkeypatch.setattr("app.resources.open_embedder", lambda *_args, **_options: embedder)
+    monkeypatch.setattr("app.resources.open_for_questions", lambda *_args, **_options: embedder)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def _run(
     app.db.vector_partitions.INDEX_FROM_ROWS = index_from_rows
     ingestion.pipeline.open_embedder = lambda _: AnyEmbedder()
     app.embedding.lazy.LazyEmbedder = lambda _: AnyEmbedder()
-    app.resources.open_embedder = lambda *_, **__: AnyEmbedder()
+    app.resources.open_for_questions = lambda *_, **__: AnyEmbedder()
     main(*arguments)
 
 

@@ -31,7 +31,7 @@ async def service(
     """One service for all of them: what is refused changes nothing. Its limits are soon reached."""
     changes = {"max_body_bytes": MAX_BODY_BYTES, "max_upload_bytes": MAX_UPLOAD_BYTES}
     with pytest.MonkeyPatch.context() as patch, new_database(server_url) as url:
-        patch.setattr("app.resources.open_embedder", lambda *_args, **_options: embedder)
+        patch.setattr("app.resources.open_for_questions", lambda *_args, **_options: embedder)
         changes = {**changes, "database_url": SecretStr(url)}
         async with open_service(settings.model_copy(update=changes)) as opened:
             created = await opened.client.post("/api/collections", json={"name": "default"})

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -61,6 +62,31 @@ async def test_what_is_committed_until_it_reads_is_seen_and_nothing_later(
         assert {row[0] for row in await snapshot.fetch(NAMES)} == {*before, "newest"}
     await settled(snapshots)
     assert await read(snapshots, NAMES) == before
+
+
+async def test_what_is_read_again_and_again_stays_prepared(snapshots: Snapshots) -> None:
+    prepared = "SELECT count(*) FROM pg_prepared_statements"
+    for _ in range(10):
+        await read(snapshots, NAMES)
+    assert (await read(snapshots, prepared))[0] == 1
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await read(snapshots, "SELECT 1 / 0")
+    await settled(snapshots)
+    assert (await read(snapshots, prepared))[0] == 0
+
+
+async def test_an_error_leaves_nothing_that_was_read_before(
+    snapshots: Snapshots, engine: AsyncEngine
+) -> None:
+    for _ in range(10):
+        before = await read(snapshots, NAMES)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await read(snapshots, "SELECT 1 / 0")
+    await settled(snapshots)
+    async with engine.begin() as connection:
+        model_id = await register_model(connection, name="m", digest="d", dimensions=3)
+        await add_collection(connection, "newest", model_id)
+    assert set(await read(snapshots, NAMES)) == {*before, "newest"}
 
 
 async def test_every_tenant_has_its_own_transaction(snapshots: Snapshots) -> None:

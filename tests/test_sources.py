@@ -37,7 +37,9 @@ async def opened(
     service_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Service]:
     """A service and its settings, whose model is a double, and that may reach the tests' servers."""
-    monkeypatch.setattr("app.resources.open_embedder", lambda *_args, **_options: WordEmbedder())
+    monkeypatch.setattr(
+        "app.resources.open_for_questions", lambda *_args, **_options: WordEmbedder()
+    )
     settings = service_settings.model_copy(
         update={
             "source_allow_networks": (ip_network("127.0.0.1/32"),),

@@ -17,7 +17,7 @@ from app.cache.single_flight import Flights
 from app.cache.transcript import Line, Reading, Writing, is_worth_keeping, packed, unpacked
 from app.costs.ledger import Ledger
 from app.costs.prices import Payer
-from app.embedding.base import QueryEmbedding
+from app.embedding.base import QueryEmbedding, vectors_digest
 from app.search.base import Hit
 
 CODE = ("app.answering", "app.terms")
@@ -172,8 +172,8 @@ class CachedWriter:
         writes = EXTRACTIVE if brief.model is None else await brief.model.digest()
         if writes is None:
             return None
-        checks = (brief.result.embedder or self._default).embedder.digest
-        return writes, checks
+        checks = (brief.result.embedder or self._default).embedder
+        return writes, vectors_digest(checks, "query")
 
 
 def _told(hits: Sequence[Hit], lines: Sequence[Line]) -> Answer | None:

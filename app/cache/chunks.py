@@ -169,7 +169,7 @@ class CachedSearcher:
     ) -> ChunksKey:
         groups = scope.parameters.get("groups")
         text = normalise(query.text, fold_case=self._folds_case.get(scope.model.digest, False))
-        embedding = EmbeddingKey(scope.model.digest, "query", text)
+        embedding = EmbeddingKey(self._models.query_digest(scope.model.digest), "query", text)
         choices = [(one.reranker or "", one.token_vectors) for one in scope.collections]
         return ChunksKey(
             embedding=embedding.digest,

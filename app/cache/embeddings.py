@@ -8,7 +8,14 @@ import numpy as np
 from app.cache.base import SHARED
 from app.cache.keys import EmbeddingKey, normalise
 from app.cache.layer import Layer
-from app.embedding.base import Embedder, QueryEmbedding, TextKind, TokenVectors, Vectors
+from app.embedding.base import (
+    Embedder,
+    QueryEmbedding,
+    TextKind,
+    TokenVectors,
+    Vectors,
+    vectors_digest,
+)
 
 WITH_CASE = "The QUICK Brown Fox"
 SAME = 1e-5
@@ -38,7 +45,8 @@ class CachedEmbedding:
             return await self._inner.embed(texts, kind)
         fold_case = await self._sees_no_case()
         normal = [normalise(text, fold_case=fold_case) for text in texts]
-        keys = [EmbeddingKey(self.embedder.digest, kind, text).digest for text in normal]
+        digest = vectors_digest(self.embedder, kind)
+        keys = [EmbeddingKey(digest, kind, text).digest for text in normal]
         # A search that finds nothing in layer 3 comes twice: it is one question all the same.
         is_counted = kind != "query" or not self._layer.is_noted
         found = await self._layer.get(keys, is_counted=is_counted)

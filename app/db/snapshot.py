@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 import structlog
+from psycopg.pq import TransactionStatus
 
 from app.config import Settings
 from app.db import row_security
@@ -112,7 +113,7 @@ class Snapshots:
             if begun is not None and begun.by == begin:
                 return connection
             try:
-                await self._say(connection, begin if begun is None else _ROLLBACK + begin)
+                await self._say(connection, begin if begun is None else _COMMIT + begin)
             except BaseException as error:
                 await self.connections.drop(connection)
                 # Of an old connection this too says that the server was restarted; try the next one.
@@ -122,8 +123,12 @@ class Snapshots:
                 return connection
 
     async def _end(self, connection: Connection, begin: str) -> None:
+        if connection.info.transaction_status != TransactionStatus.INTRANS:
+            # After an error the driver drops what it has prepared, by a statement that would read.
+            await self._finish(connection)
+            return
         try:
-            await self._say(connection, _ROLLBACK + begin)
+            await self._say(connection, _COMMIT + begin)
         except BaseException:
             await self.connections.drop(connection)
             raise
@@ -146,13 +151,14 @@ class Snapshots:
         )
         for connection in unwanted:
             del self._begun[connection]
-            self._in_background(self._roll_back(connection))
+            self._in_background(self._finish(connection))
         if self._begun:
             self._sweep_soon()
 
-    async def _roll_back(self, connection: Connection) -> None:
+    async def _finish(self, connection: Connection) -> None:
+        is_whole = connection.info.transaction_status == TransactionStatus.INTRANS
         try:
-            await self._say(connection, _ROLLBACK)
+            await (connection.commit() if is_whole else connection.rollback())
         except BaseException:
             await self.connections.drop(connection)
             raise
@@ -181,4 +187,6 @@ def _has_news(connection: Connection) -> bool:
 
 
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
-_ROLLBACK = "ROLLBACK;"
+_COMMIT = "COMMIT;"
+"""Nothing was written. After a ROLLBACK the driver would drop all its prepared statements, and PostgreSQL plan
+each of the next search anew."""

@@ -88,6 +88,15 @@ class ReadsTokens(Protocol):
         ...
 
 
+def vectors_digest(embedder: Embedder, kind: TextKind) -> str:
+    """What decides a text's vector besides the text: equal digests give equal vectors.
+
+    The model's own digest, save for the questions of one that computes those in another way.
+    """
+    own: str = embedder.digest
+    return getattr(embedder, "query_digest", own) if kind == "query" else own
+
+
 class TokenEmbedder(Embedder, ReadsTokens, Protocol):
     """An embedder that tells of tokens too: every one that this package opens."""
 

@@ -76,11 +76,11 @@ def _write(export: Path, folder: Path) -> None:
 
 
 def _quantize(export: Path, target: Path) -> None:
-    import onnx  # noqa: PLC0415 - heavy; reached only when there is something to round
-    from onnxruntime import quantization  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs] - as above
+    from onnxruntime import quantization  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs] - as `_onnx`
 
+    onnx = _onnx()
     library: Any = quantization
-    model: Any = onnx.load(str(export / GRAPH_FILE))
+    model = onnx.load(str(export / GRAPH_FILE))
     products = _Products(model)
     products.smooth(_largest_inputs(export, products.inputs, target.parent))
     products.round_wide_ones()
@@ -122,8 +122,6 @@ class _Products:
 
     def smooth(self, largest: dict[str, Weights]) -> None:
         """Even out the inputs by channel; `largest` holds the largest that each channel had."""
-        from onnx import helper  # noqa: PLC0415 - as in `_quantize`
-
         for name in self.inputs:
             users = [node for node in self._nodes if node.input[0] == name]
             weights = [self._weights(node) for node in users]
@@ -133,7 +131,9 @@ class _Products:
             scales /= np.exp(np.log(scales).mean())
             smoothed = f"{name}_smoothed"
             self._add(f"{smoothed}_by", (1 / scales).astype(np.float32))
-            even = helper.make_node("Mul", [name, f"{smoothed}_by"], [smoothed], name=smoothed)
+            even = _onnx().helper.make_node(
+                "Mul", [name, f"{smoothed}_by"], [smoothed], name=smoothed
+            )
             self._graph.node.insert(list(self._graph.node).index(users[0]), even)
             for node, matrix in zip(users, weights, strict=True):
                 node.input[0] = smoothed
@@ -143,15 +143,13 @@ class _Products:
 
     def round_wide_ones(self) -> None:
         """Round block by block what has more inputs than outputs."""
-        from onnx import helper  # noqa: PLC0415 - as in `_quantize`
-
         for node in self._nodes:
             weights = self._weights(node)
             inputs_count, outputs_count = weights.shape
             if inputs_count <= outputs_count or inputs_count % BLOCK:
                 continue
             integers, scales = _rounded(weights)
-            blockwise = helper.make_node(
+            blockwise = _onnx().helper.make_node(
                 "MatMulNBits",
                 [
                     node.input[0],
@@ -170,19 +168,21 @@ class _Products:
             self._graph.node.insert(list(self._graph.node).index(node), blockwise)
             self._graph.node.remove(node)
         if all(opset.domain != "com.microsoft" for opset in self._opsets):
-            self._opsets.append(helper.make_opsetid("com.microsoft", 1))
+            self._opsets.append(_onnx().helper.make_opsetid("com.microsoft", 1))
 
     def _weights(self, node: Any) -> Weights:
-        from onnx import numpy_helper  # noqa: PLC0415 - as in `_quantize`
-
-        return numpy_helper.to_array(self._constants[node.input[1]])
+        return _onnx().numpy_helper.to_array(self._constants[node.input[1]])
 
     def _add(self, name: str, values: NDArray[Any]) -> str:
-        from onnx import numpy_helper  # noqa: PLC0415 - as in `_quantize`
-
-        self._graph.initializer.append(numpy_helper.from_array(values, name))
+        self._graph.initializer.append(_onnx().numpy_helper.from_array(values, name))
         self._constants[name] = self._graph.initializer[-1]
         return name
+
+
+def _onnx() -> Any:
+    import onnx  # noqa: PLC0415 - heavy; reached only when there is something to round
+
+    return onnx
 
 
 def _rounded(weights: Weights) -> tuple[NDArray[np.uint8], Weights]:
@@ -196,9 +196,8 @@ def _rounded(weights: Weights) -> tuple[NDArray[np.uint8], Weights]:
 
 def _largest_inputs(export: Path, names: Sequence[str], scratch: Path) -> dict[str, Weights]:
     """The largest value that each channel of these tensors has, over texts of all kinds."""
-    import onnx  # noqa: PLC0415 - as in `_quantize`
-
-    model: Any = onnx.load(str(export / GRAPH_FILE))
+    onnx = _onnx()
+    model = onnx.load(str(export / GRAPH_FILE))
     for name in names:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     watched = scratch / "watched.onnx"
@@ -209,8 +208,8 @@ def _largest_inputs(export: Path, names: Sequence[str], scratch: Path) -> dict[s
     for text in PARITY_TEXTS:
         made = session.run(list(names), embedder.feeds([text], "document"))
         for name, values in zip(names, made, strict=True):
-            found = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
-            largest[name] = np.maximum(largest.get(name, found), found)
+            found: Weights = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
+            largest[name] = np.maximum(largest[name], found) if name in largest else found
     return largest
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -13,6 +14,7 @@ from app.config import Settings
 from app.embedding.base import TokenEmbedder
 from app.embedding.model_folder import INT8, ModelIdentity, identify
 from app.embedding.onnx import OnnxEmbedder
+from app.embedding.rounded_queries import RoundedQueries
 from app.embedding.sentence_transformer import SentenceTransformerEmbedder
 from app.errors import EmbeddingUnavailable
 from app.telemetry import DEGRADED
@@ -69,6 +71,25 @@ def open_model(
     return SentenceTransformerEmbedder(model.folder, name=model.name, digest=model.digest)
 
 
+def open_for_questions(
+    settings: Settings, model: ModelIdentity | None = None, *, threads: int | None = None
+) -> TokenEmbedder:
+    """A model (the configured one) for a service: its questions are computed in 8-bit integers.
+
+    Unless the settings or the model forbid it. Raises EmbeddingUnavailable.
+    """
+    model = model or identify(settings.embedding_model)
+    exact = open_model(settings, model, threads=threads)
+    if not settings.query_int8 or model.is_int8 or exact.runtime != OnnxEmbedder.runtime:
+        return exact
+    try:
+        rounded = _open_exported(settings, replace(model, name=model.name + INT8), threads=1)
+    except _NoExport as reason:
+        log.warning("questions_are_embedded_exactly", model=model.name, reason=str(reason))
+        return exact
+    return RoundedQueries(exact, rounded)
+
+
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: its affinity, and the quota of its container."""
     if hasattr(os, "sched_getaffinity"):
@@ -112,7 +133,9 @@ def _open(settings: Settings, target: Path, model: ModelIdentity, threads: int) 
         name=model.name,
         digest=model.digest,
         threads=threads,
-        batch_tokens=settings.embedding_batch_tokens,
+        # Integers are rounded on a scale that all texts of a batch share. Alone, a text has the
+        # same vector whatever is embedded with it.
+        batch_tokens=1 if model.is_int8 else settings.embedding_batch_tokens,
     )
 
 

@@ -18,9 +18,9 @@ import structlog
 
 from app.config import Settings
 from app.db.vectors import StoredModel
-from app.embedding.base import Embedder, QueryEmbedding, Vectors
+from app.embedding.base import Embedder, QueryEmbedding, Vectors, vectors_digest
 from app.embedding.known import ModelMissing, find_known
-from app.embedding.loading import open_model, usable_cores
+from app.embedding.loading import open_for_questions, usable_cores
 from app.embedding.model_folder import ModelIdentity, identify
 from app.embedding.query import serve_queries
 from app.errors import EmbeddingUnavailable, FootnoteError
@@ -99,6 +99,11 @@ class QueryModels:
             embedder = task.result()
         return NamedModel(found.digest, embedder.embedder.dimensions, found.location)
 
+    def query_digest(self, digest: str) -> str:
+        """What decides the vector of a question to a model, as far as that is loaded."""
+        ready = self._ready(digest)
+        return digest if ready is None else vectors_digest(ready.embedder, "query")
+
     async def is_here(self, model_id: int) -> bool:
         """Whether the model can be found on this machine, loaded or not."""
         model = await self._find_model(model_id)
@@ -170,7 +175,9 @@ class QueryModels:
 
     def _open(self, model: ModelIdentity) -> QueryEmbedding:
         threads = self._settings.embedding_threads
-        embedder = open_model(self._settings, model, threads=max(1, usable_cores() // threads))
+        embedder = open_for_questions(
+            self._settings, model, threads=max(1, usable_cores() // threads)
+        )
         log.info("embedding_model_loaded", model=model.name)
         return self._serve(embedder)
 

@@ -56,19 +56,19 @@ class Models:
         """Let the product find these and no others, in this process."""
         app.embedding.query_models.identify = self.identify
         app.embedding.query_models.find_known = self.find_known
-        app.embedding.query_models.open_model = self.opened
+        app.embedding.query_models.open_for_questions = self.opened
         ingestion.pipeline.find_known = self.find_known
         ingestion.pipeline.open_known = self.open_known
         ingestion.pipeline.location_of = self.location_of
         ingestion.pipeline.open_embedder = self.open_configured
-        app.resources.open_embedder = self.open_configured
+        app.resources.open_for_questions = self.open_configured
 
     def install_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The same for as long as a test runs."""
         for module, names in (
-            (app.embedding.query_models, ("identify", "find_known", "open_model")),
+            (app.embedding.query_models, ("identify", "find_known", "open_for_questions")),
             (ingestion.pipeline, ("find_known", "open_known", "location_of", "open_embedder")),
-            (app.resources, ("open_embedder",)),
+            (app.resources, ("open_for_questions",)),
         ):
             for name in names:
                 monkeypatch.setattr(module, name, getattr(module, name))

@@ -41,8 +41,16 @@ TEMPLATE = "footnote_template"
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A FOOTNOTE_HOME that lives as long as the session; exported models are kept in it."""
-    return tmp_path_factory.mktemp("home")
+    """A FOOTNOTE_HOME that lives as long as the session; exported models are kept in it.
+
+    Test processes that run side by side export them once.
+    """
+    made = tmp_path_factory.mktemp("home")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        models = tmp_path_factory.getbasetemp().parent / "models"
+        models.mkdir(exist_ok=True)
+        (made / "models").symlink_to(models)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import pytest
 
 from app.config import Settings
 from app.db.schema import ready_database
+from app.embedding.loading import open_for_questions
 from tests.homes import copy_home, is_alive
 
 START_SECONDS = 90
@@ -115,7 +116,8 @@ class Served:
 
 @pytest.fixture(scope="module")
 def template(home: Path, embedder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a migrated database and the exported model."""
+    """A home with a migrated database and the exported model, in both its forms."""
+    open_for_questions(Settings(home=home))
     made = tmp_path_factory.mktemp("served") / "template"
     shutil.copytree(home / "models", made / "models")
     with ready_database(Settings(home=made)):

@@ -67,15 +67,15 @@ class PostingList:
 
     @property
     def chunk_ids(self) -> NDArray[np.int64]:
-        return (self.packed >> np.uint64(24)).astype(np.int64)
+        return (self.packed >> np.uint64(24)).view(np.int64)
 
     @property
     def occurrences(self) -> NDArray[np.int64]:
-        return ((self.packed >> np.uint64(12)) & np.uint64(MAX_OCCURRENCES)).astype(np.int64)
+        return ((self.packed >> np.uint64(12)) & np.uint64(MAX_OCCURRENCES)).view(np.int64)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        return (self.packed & np.uint64(MAX_LENGTH)).astype(np.int64)
+        return (self.packed & np.uint64(MAX_LENGTH)).view(np.int64)
 
 
 def pack_posting(chunk_id: int, occurrences: int, length: int) -> int:

@@ -89,7 +89,7 @@ def _summed(ids: list[ChunkIds], parts: list[Scores]) -> KeywordScores:
     if span <= 4 * sum(map(len, ids)) + _DENSE_SLACK:
         totals = np.zeros(span)
         for listed, part in zip(ids, parts, strict=True):
-            totals[listed - first] += part
+            np.add.at(totals, listed - first, part)
         places = np.flatnonzero(totals)
         return KeywordScores(places + first, totals[places])
     distinct, places = np.unique(np.concatenate(ids), return_inverse=True)

@@ -87,6 +87,7 @@ class World:
         default_factory=lambda: {tenant: Shelf() for tenant in TENANTS}
     )
     embedding_model: str = "embedding-1"
+    query_form: str = "exact"
     weights: str = "weights-1"
     prompt: str = "1"
     options: GenerationOptions = field(default_factory=GenerationOptions)
@@ -149,9 +150,13 @@ class World:
         return hits[: request.limit]
 
     def vector(self, text: str, kind: str) -> Any:
-        seed = f"{self.embedding_model}\0{kind}\0{normalise(text)}".encode()
+        form = self.query_form if kind == "query" else "exact"
+        seed = f"{self.embedding_model}\0{form}\0{kind}\0{normalise(text)}".encode()
         drawn = np.frombuffer(hashlib.sha256(seed).digest()[: 2 * DIMENSIONS], "<u2")
         return (drawn / 65536).astype(np.float32)
+
+    def query_digest(self, digest: str) -> str:
+        return digest if self.query_form == "exact" else f"{digest} in {self.query_form}"
 
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
         for change in self.on_search:
@@ -252,6 +257,10 @@ class Embedding:
     def digest(self) -> str:
         return self._world.embedding_model
 
+    @property
+    def query_digest(self) -> str:
+        return self._world.query_digest(self.digest)
+
     dimensions = DIMENSIONS
 
     async def embed(self, texts: Sequence[str], kind: str) -> Any:
@@ -267,8 +276,12 @@ class Embedding:
 class Models:
     """Of QueryModels what the cached searcher uses."""
 
-    def __init__(self, embedding: CachedEmbedding) -> None:
+    def __init__(self, world: World, embedding: CachedEmbedding) -> None:
+        self._world = world
         self.default = embedding
+
+    def query_digest(self, digest: str) -> str:
+        return self._world.query_digest(digest)
 
     @asynccontextmanager
     async def question(self, text: str, place: Any) -> AsyncGenerator[Any]:
@@ -308,7 +321,7 @@ class Interleavings(RuleBasedStateMachine):
         layers = {name: Layer(name, store, statistics) for name in LAYERS}
         self.embedding = CachedEmbedding(Embedding(world), layers["embedding"], folds)  # pyright: ignore[reportArgumentType]
         self.reranking = Reranking("", ("first",))
-        models: Any = Models(self.embedding)
+        models: Any = Models(world, self.embedding)
         searcher = CachedSearcher(world, world, models, self.reranking, layers["chunks"], folds)
         self.searcher = ObservedSearcher(searcher)
         ledger: Any = Ledger()
@@ -364,8 +377,13 @@ class Interleavings(RuleBasedStateMachine):
     def edit_during_the_next_search(self, tenant: int, which: int, text: str) -> None:
         self.world.on_search.append(lambda: self._change(tenant, which, text=text))
 
-    @rule(name=st.sampled_from(["embedding-1", "embedding-2"]))
-    def switch_embedding_model(self, name: str) -> None:
+    @rule(
+        name=st.sampled_from(["embedding-1", "embedding-2"]),
+        form=st.sampled_from(["exact", "int8"]),
+    )
+    def switch_embedding_model(self, name: str, form: str) -> None:
+        """Or the form in which it computes questions, of which no generation tells."""
+        self.world.query_form = form
         if name != self.world.embedding_model:
             self.world.embedding_model = name
             for shelf in self.world.shelves.values():

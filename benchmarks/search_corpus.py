@@ -22,7 +22,7 @@ from app.db.embedded import EmbeddedPostgres
 from app.db.session import libpq_url
 from app.db.vector_partitions import partition_name
 from app.embedding.base import Embedder
-from app.embedding.loading import open_embedder
+from app.embedding.loading import open_embedder, open_for_questions
 from app.search.ranking import CANDIDATES
 from app.search.vector import SETTINGS
 from benchmarks.corpus import Corpus, read_sources
@@ -100,8 +100,8 @@ class RawParts:
 
     def __init__(self, home: Path) -> None:
         self._server = EmbeddedPostgres(home)
-        # One thread for a query, as in the service: several would only help longer texts.
-        self._embedder: Embedder = open_embedder(Settings(home=home), threads=1)
+        # As in the service: in integers, and one thread, because several only help longer texts.
+        self._embedder: Embedder = open_for_questions(Settings(home=home), threads=1)
 
     def __enter__(self) -> Self:
         arrays.register()

@@ -44,8 +44,8 @@ SMOOTHING = 0.7
 al., 2023, equation 4). Of 0.3 to 0.8 this left the bundled model's vectors nearest to the exact ones."""
 
 BLOCK = 64
-"""So many inputs share a scale where products are rounded block by block. With 32 the vectors were no
-nearer, with 128 a little further away."""
+"""So many inputs share a scale where products are rounded block by block. With 32 the vectors were
+hardly nearer, with 128 a little further away."""
 
 _LEAST = 1e-5
 _RANGE = 127

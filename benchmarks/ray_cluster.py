@@ -12,10 +12,12 @@ Caveats: Ray's own processes (a raylet per node, the global store, the driver) s
 as PostgreSQL does on both sides; the processor time of all of them is printed for each document, which
 moves less than rates with what else a machine does. Ray holds its nodes to no core. A cluster takes some seconds to
 start and every process of it loads the tokenizer; that is not counted, and matters for short runs
-only. Ray finishes documents in blocks of 32, which blurs its rate by about as many documents. Workers
-take documents from a queue, one job each, which the ordinary run and Ray's do without.
+only. Ray finishes documents in blocks of 32, which blurs its rate by about as many documents: there
+must be some hundreds. It ends the processes of a stage that has had all its work, and where that is
+before the clock stops, their processor time is missing from a round. Workers take documents from a
+queue, one job each, which the ordinary run and Ray's do without.
 
-    python benchmarks/ray_cluster.py FOLDER… [--copies 4] [--rounds 3] [--home HOME] [--record]
+    python benchmarks/ray_cluster.py FOLDER… --copies 8 [--rounds 3] [--home HOME] [--record]
 """
 
 import argparse

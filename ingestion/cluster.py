@@ -1,9 +1,9 @@
 """A run on many machines: Ray Data does the work ahead, and the ordinary run has the last word.
 
 What is new or changed flows through the stages of `ingestion/cluster_stages.py`, each as wide as the
-cluster: tasks that read, parse and cut, actors that embed, actors that write. Whatever is
-left over (what cannot be read, what others changed meanwhile, what is gone) the ordinary run
-settles, as it settles everything on one machine.
+cluster: actors that read, parse and cut, that embed, that write. Whatever is left over (what cannot
+be read, what others changed meanwhile, what is gone) the ordinary run settles, as it settles
+everything on one machine.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ from ingestion.cluster_stages import (
     Due,
     EmbeddingActor,
     Outcome,
+    PreparingActor,
     Rows,
     WritingActor,
-    prepare,
 )
 from ingestion.pipeline import Tools
 from ingestion.runner import Order, Progress, Report, sync
@@ -62,9 +62,10 @@ BLOCK_BYTES = 8 * 1024 * 1024
 WAVE_DOCUMENTS = 50_000
 """As many are planned at once; the driver's memory does not grow with the corpus."""
 
-PARSE_SHARE, EMBED_SHARE, WRITE_SHARE = 0.5, 0.1, 0.1
-"""Of a core, as Ray counts them. Every core gets one of each, whichever has work uses it; and where
-half of the nodes are lost, the embedders of the others still leave room for the rest."""
+PARSE_SHARE, EMBED_SHARE, WRITE_SHARE = 0.3, 0.1, 0.1
+"""Of a core, as Ray counts them. Every core gets one of each and whichever has work uses it; half of
+the nodes still have room for all of them. Actors throughout: Ray ends the process of a task when it
+has had none for a second, and ours takes longer than that to start."""
 GPU_SHARE = 0.5
 """Two actors per GPU: one prepares its texts while the other computes."""
 
@@ -311,9 +312,9 @@ def _flow(wave: Sequence[Due], assignment: Assignment) -> Generator[Rows]:
     flow = (
         ray.data.from_items(blocks, override_num_blocks=len(blocks))
         .map_batches(
-            prepare,
-            compute=ray.data.TaskPoolStrategy(size=cores),
-            fn_kwargs={"assignment": assignment},
+            PreparingActor,
+            compute=ray.data.ActorPoolStrategy(size=cores),
+            fn_constructor_args=(assignment,),
             batch_size=None,
             num_cpus=PARSE_SHARE,
         )
@@ -325,7 +326,6 @@ def _flow(wave: Sequence[Due], assignment: Assignment) -> Generator[Rows]:
             **share,
         )
         .map_batches(
-            # Actors too: Ray ends a process that has no task for a second.
             WritingActor,
             compute=ray.data.ActorPoolStrategy(size=cores),
             fn_constructor_args=(assignment,),

@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from threading import Thread
 from typing import Any, Literal, TypeVar
-from uuid import UUID, uuid4
 
 import numpy as np
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -88,7 +87,6 @@ class Assignment:
     shelf: Shelf
     pipeline_digest: str
     selection: Selection
-    run_id: UUID = field(default_factory=uuid4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +96,6 @@ class Prepared:
     file: SourceFile
     original: Original
     parsed: ParsedDocument
-
-
-def prepare(rows: Rows, assignment: Assignment) -> Rows:
-    """Read, parse and cut; what cannot be is recorded, or left to the ordinary run."""
-    station = _station(assignment)
-    due: list[Due] = [one for block in rows["due"] for one in pickle.loads(block)]  # noqa: S301 - from our driver
-    done = station.do(_gathered(_prepare(one, station) for one in due))
-    return {
-        "uri": np.array([one.item.uri for one in due], object),
-        "outcome": np.array([outcome for outcome, _, _ in done], object),
-        "document": np.array([pickle.dumps(document) for _, document, _ in done], object),
-        "passages": np.array([pickle.dumps(passages) for _, _, passages in done], object),
-    }
 
 
 def open_on_one_core(settings: Settings) -> Embedder:
@@ -126,6 +111,23 @@ class Made:
     document: Prepared | None
     passages: Passages | None
     vectors: Vectors | None
+
+
+class PreparingActor:
+    """Reads, parses and cuts; what cannot be is recorded, or left to the ordinary run."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._station = Station(assignment, open_on_one_core)
+
+    def __call__(self, rows: Rows) -> Rows:
+        due: list[Due] = [one for block in rows["due"] for one in pickle.loads(block)]  # noqa: S301 - from our driver
+        done = self._station.do(_gathered(_prepare(one, self._station) for one in due))
+        return {
+            "uri": np.array([one.item.uri for one in due], object),
+            "outcome": np.array([outcome for outcome, _, _ in done], object),
+            "document": np.array([pickle.dumps(document) for _, document, _ in done], object),
+            "passages": np.array([pickle.dumps(passages) for _, _, passages in done], object),
+        }
 
 
 class EmbeddingActor:
@@ -290,15 +292,6 @@ class Station:
         )
         embedder = await asyncio.to_thread(self._open_model, settings)
         return await self._opened.enter_async_context(open_tools(settings, engine, embedder))
-
-
-def _station(assignment: Assignment) -> Station:
-    if assignment.run_id not in _stations:
-        _stations[assignment.run_id] = Station(assignment, open_on_one_core)
-    return _stations[assignment.run_id]
-
-
-_stations: dict[UUID, Station] = {}
 
 
 async def _gathered(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

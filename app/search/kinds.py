@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Sequence
+from itertools import islice
+from math import ceil
 
 SIGNS = re.compile(r"\w[(\[]|[{}=_]|[;:]$", re.MULTILINE)
 """What programs are full of, and prose is not: calls, assignments, names with underscores, ends of
@@ -23,7 +25,10 @@ LEAST_SHARE = 0.8
 def are_code(passages: Sequence[str]) -> bool:
     """Whether the best passages are programs; the first JUDGED of these are looked at."""
     judged = passages[:JUDGED]
-    return bool(judged) and sum(map(is_code, judged)) >= LEAST_SHARE * len(judged)
+    prose_allowed = len(judged) - ceil(LEAST_SHARE * len(judged))
+    # The first few of prose decide it, and the others need not be looked at.
+    prose = islice((text for text in judged if not is_code(text)), prose_allowed + 1)
+    return bool(judged) and len(list(prose)) <= prose_allowed
 
 
 def is_code(text: str) -> bool:

@@ -3,8 +3,10 @@
 Hypotheses: over 100,000 passages, on two cores that the API, PostgreSQL, Redis, a model server and
 this program share, POST /api/chat with `stream` gives its first byte within 5 ms (95th percentile)
 when all layers know it, and within 10 ms when the collection has changed and only the answer is
-known. Hits are served at 600 a second. A hundred identical questions at once are one generation.
-Redis killed in mid-load costs no reply, and no more than 100 ms at the 99th percentile.
+known. Two API processes serve 600 hits a second. A hundred identical questions at once are one
+generation, in one process as in eight; where the process is killed that leads it, they are two at the
+most, and whoever asked another process gets the answer. Redis killed in mid-load costs no reply, and no
+more than 100 ms at the 99th percentile.
 
 Control: GET /health/live by the same clients in the same run. A change of the collection is one
 statement that raises its generation, as every write does at its end.
@@ -26,6 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -37,12 +40,15 @@ sys.path.insert(0, str(ROOT))
 
 from app.db.embedded import EmbeddedPostgres
 from app.db.session import libpq_url
-from benchmarks.search import RESULTS, Client, load, read_questions
-from benchmarks.search_corpus import COLLECTION, ensure_corpus, running_service
+from benchmarks.search import RESULTS, Client, load, read_questions, rounds_of
+from benchmarks.search_corpus import COLLECTION, Service, ensure_corpus, running_services
 from tests.doubles.ollama import OllamaDouble, running_ollama
 
 CLIENTS = 16
 AT_ONCE = 100
+PROCESSES = 8
+HEAD_START_SECONDS = 0.2
+"""So long before the others one asks, so that his process leads."""
 OUTAGE_CLIENTS = 8
 
 
@@ -105,24 +111,53 @@ async def first_bytes(url: str, questions: Sequence[str], before: Any = None) ->
     }
 
 
-async def at_once(url: str, double: OllamaDouble, question: str) -> dict[str, int]:
-    clients = [Client(url, "") for _ in range(AT_ONCE)]
-    for client in clients:
-        await client.open()
+async def at_once(urls: Sequence[str], double: OllamaDouble, question: str) -> dict[str, int]:
+    """The same question from AT_ONCE clients, spread over the processes."""
+    clients = await connected(urls, AT_ONCE)
     before = double.stats().requests
     double.set(token_seconds=0.02)
     await asyncio.gather(*(ask(client, question) for client in clients))
     double.set(token_seconds=0.0)
-    for client in clients:
-        client.close()
     return {"questions": AT_ONCE, "generations": double.stats().requests - before}
+
+
+async def leader_killed(
+    services: Sequence[Service], double: OllamaDouble, question: str
+) -> dict[str, int]:
+    """The same, and the process that leads is killed while the model writes."""
+    leader, *others = services
+    doomed = await connected([leader.url], 1 + AT_ONCE // len(services))
+    clients = await connected([one.url for one in others], AT_ONCE - len(doomed))
+    before = double.stats().requests
+    double.set(token_seconds=0.1)
+    asked = [asyncio.ensure_future(ask(doomed[0], question))]
+    await asyncio.sleep(HEAD_START_SECONDS)
+    asked += [asyncio.ensure_future(ask(one, question)) for one in doomed[1:]]
+    following = [asyncio.ensure_future(ask(one, question)) for one in clients]
+    await asyncio.sleep(2 * HEAD_START_SECONDS)
+    leader.process.kill()
+    # `request` ends the run at any reply that is not 200.
+    replies = await asyncio.gather(*following)
+    await asyncio.gather(*asked, return_exceptions=True)
+    double.set(token_seconds=0.0)
+    return {
+        "asked_of_others": len(replies),
+        "different_answers": len({json.loads(one)["answer"] for one in replies}),
+        "generations": double.stats().requests - before,
+    }
+
+
+async def connected(urls: Sequence[str], count: int) -> list[Client]:
+    """Clients with a connection each, spread over the services."""
+    clients = [Client(url, "") for url, _ in zip(cycle(urls), range(count), strict=False)]
+    for client in clients:
+        await client.open()
+    return clients
 
 
 async def outage(url: str, home: Path, questions: Sequence[str]) -> dict[str, Any]:
     """The same load twice; in the second one Redis is killed after a third of it."""
-    clients = [Client(url, "") for _ in range(OUTAGE_CLIENTS)]
-    for client in clients:
-        await client.open()
+    clients = await connected([url], OUTAGE_CLIENTS)
     times_ms: list[float] = []
     waiting: Any = iter(())
 
@@ -150,46 +185,67 @@ async def outage(url: str, home: Path, questions: Sequence[str]) -> dict[str, An
 
 async def measure(folders: Sequence[Path], home: Path, passages: int, count: int) -> Any:
     corpus = await ensure_corpus(home, folders, passages)
+    server = EmbeddedPostgres(home)
     with running_ollama() as double:
-        environment = {"FOOTNOTE_OLLAMA_URLS": f"{double.url}#slots=8"}
         double.set(slots=8)
-        server = EmbeddedPostgres(home)
-        connection = psycopg.connect(libpq_url(server.start()), autocommit=True)
-
-        def change() -> None:
-            connection.execute(
-                "UPDATE collections SET generation = generation + 1 WHERE name = %s", [COLLECTION]
-            )
-
         try:
-            async with running_service(home, cached=True, **environment) as url:
-                asked = read_questions(folders, 4 * count)
-                known = await known_questions(url, asked, count)
-                if len(known) < count // 2:
-                    raise SystemExit(f"Only {len(known)} questions got a cited answer.")
-                clients = [Client(url, "") for _ in range(CLIENTS)]
-                for client in clients:
-                    await client.open()
-                asks = [lambda client, one=one: ask(client, one) for one in known * 4]
-                control = [lambda client: client.request("GET", "/health/live")] * len(known)
-                await first_bytes(url, known)
-                result = {
-                    "known_questions": len(known),
-                    "exact_hit_first_byte": await first_bytes(url, known),
-                    "after_a_change_first_byte": await first_bytes(url, known, change),
-                    # Else every question would be searched once more in what follows.
-                    "known_again_first_byte": await first_bytes(url, [*known, *known]),
-                    "hits_with_16_clients": await load(clients, asks),
-                    "control_with_16_clients": await load(clients, control),
-                    "at_once": await at_once(url, double, f"{known[0]} once more?"),
-                    "outage": await outage(url, home, known * 2),
+            url = server.start()
+            environment = {
+                "FOOTNOTE_DATABASE_URL": url,
+                "FOOTNOTE_OLLAMA_URLS": f"{double.url}#slots=8",
+            }
+            async with running_services(home, 2, cached=True, **environment) as services:
+                urls = [one.url for one in services]
+                with psycopg.connect(libpq_url(url), autocommit=True) as connection:
+                    result = await measure_hits(urls, connection, folders, count)
+                known = result.pop("known")
+                result["at_once"] = await at_once(urls[:1], double, f"{known[0]} once more?")
+                result["outage"] = await outage(urls[0], home, known * 2)
+            async with running_services(home, PROCESSES, cached=True, **environment) as services:
+                urls = [one.url for one in services]
+                result[f"at_once_in_{PROCESSES}_processes"] = {
+                    **await at_once(urls, double, f"{known[1]} once more?"),
+                    "leader_killed": await leader_killed(
+                        services, double, f"{known[2]} once more?"
+                    ),
                 }
-                for client in clients:
-                    client.close()
         finally:
-            connection.close()
             server.stop()
     return {"corpus": {"passages": corpus["passages"]}, **result}
+
+
+async def measure_hits(
+    urls: Sequence[str], connection: psycopg.Connection, folders: Sequence[Path], count: int
+) -> dict[str, Any]:
+    def change() -> None:
+        connection.execute(
+            "UPDATE collections SET generation = generation + 1 WHERE name = %s", [COLLECTION]
+        )
+
+    async def hits_of(urls: Sequence[str]) -> dict[str, Any]:
+        asks = [lambda client, one=one: ask(client, one) for one in known * 4]
+        control = [lambda client: client.request("GET", "/health/live")] * len(known)
+        # What one process has read from Redis, the next one has still to read.
+        await load(await connected(urls, CLIENTS), asks)
+        return {
+            "hits": await rounds_of(3, await connected(urls, CLIENTS), asks),
+            "control": await load(await connected(urls, CLIENTS), control),
+        }
+
+    known = await known_questions(urls[0], read_questions(folders, 4 * count), count)
+    if len(known) < count // 2:
+        raise SystemExit(f"Only {len(known)} questions got a cited answer.")
+    await first_bytes(urls[0], known)
+    return {
+        "known": known,
+        "known_questions": len(known),
+        "exact_hit_first_byte": await first_bytes(urls[0], known),
+        "after_a_change_first_byte": await first_bytes(urls[0], known, change),
+        # Else every question would be searched once more in what follows.
+        "known_again_first_byte": await first_bytes(urls[0], [*known, *known]),
+        f"{CLIENTS}_clients_of_one_process": await hits_of(urls[:1]),
+        f"{CLIENTS}_clients_of_two_processes": await hits_of(urls),
+    }
 
 
 def main() -> None:

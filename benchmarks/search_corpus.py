@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -54,9 +55,21 @@ async def running_service(
     home: Path, *, cached: bool = False, **settings: str
 ) -> AsyncGenerator[str]:
     """`footnote serve` in this home on a port of its own, without worker, rate limit and caches."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    async with running_services(home, 1, cached=cached, **settings) as [service]:
+        yield service.url
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+
+@asynccontextmanager
+async def running_services(
+    home: Path, count: int, *, cached: bool = False, **settings: str
+) -> AsyncGenerator[list[Service]]:
+    """So many; more than one need `FOOTNOTE_DATABASE_URL` among the settings."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("FOOTNOTE_")},
         "FOOTNOTE_HOME": str(home),
@@ -65,18 +78,28 @@ async def running_service(
         **{f"FOOTNOTE_CACHE_{layer}": str(cached).lower() for layer in LAYERS},
         **settings,
     }
-    command = [sys.executable, "-m", "app.cli", "serve", "--no-worker", "--port", str(port)]
-    url = f"http://127.0.0.1:{port}"
-    with (home / "service.log").open("ab") as log:
-        process = subprocess.Popen(  # noqa: ASYNC220 - nothing else waits here
-            command, env=environment, stdout=log, stderr=log
-        )
+    services: list[Service] = []
     try:
-        await _until_ready(url, process)
-        yield url
+        for _ in range(count):
+            services.append(_start(home, environment))
+        for service in services:
+            await _until_ready(service.url, service.process)
+        yield services
     finally:
-        process.terminate()
-        process.wait(60)
+        for service in services:
+            service.process.terminate()
+        for service in services:
+            service.process.wait(60)
+
+
+def _start(home: Path, environment: Mapping[str, str]) -> Service:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app.cli", "serve", "--no-worker", "--port", str(port)]
+    with (home / "service.log").open("ab") as log:
+        process = subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log)
+    return Service(f"http://127.0.0.1:{port}", process)
 
 
 async def _until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:

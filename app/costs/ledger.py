@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
+from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -234,11 +235,14 @@ _TAKE = text("""
       AND (most IS NULL OR spent + reserved + :worst <= most)
     RETURNING month, now()
 """)
+# Rows as one value: a statement's parameters for each would take longer than writing them.
 _INSERT = text("""
     INSERT INTO usage (id, tenant_id, key_id, model, tier, provider, collections, mode,
       prompt_tokens, completion_tokens, cached_tokens, took_ms, cost, saved, created_at)
-    VALUES (:id, :tenant_id, :key_id, :model, :tier, :provider, :collections, :mode,
-      :prompt_tokens, :completion_tokens, :cached_tokens, :took_ms, :cost, :saved, :created_at)
+    SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS row (
+      id uuid, tenant_id int, key_id uuid, model text, tier text, provider text,
+      collections text[], mode text, prompt_tokens int, completion_tokens int,
+      cached_tokens int, took_ms int, cost numeric, saved numeric, created_at timestamptz)
     ON CONFLICT (id) DO NOTHING
 """)
 # Done twice, the second one finds no row that is still reserved.
@@ -285,7 +289,7 @@ async def _reserve(
         saved=Decimal(0),
         at=now,
     )
-    await connection.execute(_INSERT, _row(entry))
+    await _insert(connection, [entry])
     return month
 
 
@@ -296,7 +300,7 @@ async def _store(
 ) -> None:
     free = [item for item in batch if isinstance(item, Entry)]
     if free:
-        await connection.execute(_INSERT, [_row(entry) for entry in free])
+        await _insert(connection, free)
     # In one order everywhere, so that two processes never wait for each other.
     settlements = sorted(
         (item for item in batch if isinstance(item, _Settlement)),
@@ -311,6 +315,11 @@ async def _store(
     months = {(one.reservation.payer.tenant_id, one.reservation.month) for one in settlements}
     for tenant_id, month in sorted(months):
         await note_alerts(connection, tenant_id, month, default_limit)
+
+
+async def _insert(connection: AsyncConnection, entries: Sequence[Entry]) -> None:
+    rows = to_json([_row(entry) for entry in entries]).decode()
+    await connection.execute(_INSERT, {"rows": rows})
 
 
 def _row(entry: Entry) -> dict[str, Any]:

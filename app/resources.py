@@ -21,6 +21,7 @@ from app.answering.kinds import FittedKinds
 from app.answering.prompts import PROMPTS
 from app.answering.writing import GroundedWriter
 from app.cache.opening import Caches, open_caches
+from app.cache.store import SOCKET_PATIENCE
 from app.config import Settings
 from app.conversations.memory import Memory
 from app.costs.budgets import Budgets
@@ -196,7 +197,7 @@ async def open_resources(
         stack.push_async_callback(jobs.close)
         chat_model, model_servers = open_chat_model(settings), None
         if chat_model is not None:
-            chat_model.start(redis)
+            chat_model.start(redis, answers_seconds=settings.redis_timeout_seconds)
             stack.push_async_callback(chat_model.close)
             model_servers = ModelServers(
                 chat_model, parse_instances(settings.ollama_urls), sessions
@@ -317,8 +318,9 @@ def open_redis(settings: Settings) -> Redis | None:
         return None
     return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
         settings.redis_url.get_secret_value(),
-        socket_timeout=settings.redis_timeout_seconds,
-        socket_connect_timeout=settings.redis_timeout_seconds,
+        # Whoever asks has less patience; this is for what slips through that.
+        socket_timeout=SOCKET_PATIENCE * settings.redis_timeout_seconds,
+        socket_connect_timeout=SOCKET_PATIENCE * settings.redis_timeout_seconds,
         retry=Retry(NoBackoff(), 0),
         # The old protocol, unannounced: a new connection then costs no round trip of its own.
         protocol=2,

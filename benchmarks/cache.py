@@ -201,6 +201,7 @@ async def measure(folders: Sequence[Path], home: Path, passages: int, count: int
                 known = result.pop("known")
                 result["at_once"] = await at_once(urls[:1], double, f"{known[0]} once more?")
                 result["outage"] = await outage(urls[0], home, known * 2)
+            environment["FOOTNOTE_DATABASE_POOL_SIZE"] = "3"
             async with running_services(home, PROCESSES, cached=True, **environment) as services:
                 urls = [one.url for one in services]
                 result[f"at_once_in_{PROCESSES}_processes"] = {

@@ -175,6 +175,31 @@ async def test_eight_processes_have_one_run(processes: Processes) -> None:
     assert speaker.runs == 1
 
 
+async def test_a_lease_whose_grant_was_not_heard_is_asked_for_again(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = open_clients(Settings(redis_url=SecretStr(redis_server.url)))
+    assert clients is not None
+    store = RedisStore(clients, bounds(), timeout_seconds=1.0)
+    heard = store.run
+    asked = 0
+
+    async def run(what: str, command: Any, otherwise: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        reply = await heard(what, command, otherwise)
+        return otherwise if asked == 1 else reply
+
+    monkeypatch.setattr(store, "run", run)
+    taken = await Leases(store, clients[0]).take(KEY)
+    assert asked == 2
+    assert taken is not None and taken.state == "ours"
+    others = await Leases(store, clients[0]).take(KEY)
+    assert others is not None and others.state == "led" and others.token == taken.token
+    for client in clients:
+        await client.aclose(close_connection_pool=True)
+
+
 async def test_followers_read_the_run_as_it_grows(processes: Processes) -> None:
     here, there = await processes.open(), await processes.open()
     speaker = Speaker(holds_at=2)

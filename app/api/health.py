@@ -30,6 +30,7 @@ from app.llm.base import InstanceHealth
 from app.llm.catalogue import ModelInUse
 from app.llm.digests import with_tag
 from app.llm.hosted import ProviderHealth
+from app.patience import patience
 from app.resources import Resources
 from app.telemetry import DEGRADED
 
@@ -135,7 +136,7 @@ class Health:
             return RedisCheck(status="off", kind=kind)
         started = perf_counter()
         try:
-            async with asyncio.timeout(self._resources.settings.redis_timeout_seconds):
+            async with patience(self._resources.settings.redis_timeout_seconds):
                 await self._resources.redis.ping()  # pyright: ignore[reportUnknownMemberType]
         except (RedisError, OSError, TimeoutError) as error:
             return RedisCheck(

@@ -5,7 +5,6 @@ for as long as Redis is slow; here the counts in Redis are taken through the asy
 `limits`, the library beneath slowapi, and slowapi's in-memory storage steps in while Redis is away.
 """
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from app.access import Caller
 from app.api.doors import door_of
 from app.config import Settings
 from app.errors import RateLimited, StartupError
+from app.patience import patience
 from app.telemetry import DEGRADED
 
 Kind = Literal["requests", "uploads"]
@@ -106,7 +106,7 @@ class RateLimits:
             if self._degraded:
                 self._retry_at = now + RETRY_REDIS_SECONDS
             try:
-                async with asyncio.timeout(self._timeout_seconds):
+                async with patience(self._timeout_seconds):
                     counted = await self._count_shared(self._shared, key, window_seconds)
             except (RedisError, OSError, TimeoutError) as error:
                 self._note(degraded=True, cause=error)

@@ -17,6 +17,8 @@ from app.cache.store import PREFIX, RedisStore, name_of
 
 LEASE_SECONDS = 3.0
 """So long after its death a leader is still waited for."""
+ATTEMPTS = 3
+"""Where this process is too busy to hear the reply, Redis is there all the same: it asks again."""
 RUN_KEPT_SECONDS = 60.0
 WANTED_SECONDS = 2.0
 """So long after its last sign a follower is still written for."""
@@ -49,14 +51,18 @@ class Leases:
     async def take(self, key: bytes) -> Taken | None:
         """None when Redis is away: then everybody runs for his own process."""
         token = uuid4().hex
-        reply: Any = await self._store.run(
-            "lease",
-            lambda: self._take(
-                keys=[name_of("answer", key), _lease(key)],
-                args=[token, int(LEASE_SECONDS * 1000)],
-            ),
-            None,
-        )
+        reply: Any = None
+        for _ in range(ATTEMPTS):
+            reply = await self._store.run(
+                "lease",
+                lambda: self._take(
+                    keys=[name_of("answer", key), _lease(key)],
+                    args=[token, int(LEASE_SECONDS * 1000)],
+                ),
+                None,
+            )
+            if reply is not None or self._store.is_away:
+                break
         if reply is None:
             return None
         state, what = reply[0].decode(), reply[1]

@@ -92,11 +92,12 @@ TAKE = """
 local value = redis.call('GET', KEYS[1])
 if value then return {'known', value} end
 local holder = redis.call('GET', KEYS[2])
-if holder then return {'led', holder} end
+if holder and holder ~= ARGV[1] then return {'led', holder} end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return {'ours', ARGV[1]}
 """
-"""The value, or who leads the run that will give it; or else the lease to lead that run."""
+"""The value, or who leads the run that will give it; or else the lease to lead that run. Asked for a
+second time, because the reply was not heard, it is the same lease."""
 
 PUBLISH = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end

@@ -4,11 +4,9 @@ A call that fails or takes longer than its time finds nothing and keeps nothing.
 Redis is left alone for a while, so that being without it costs one request the time and no other.
 """
 
-import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -21,13 +19,13 @@ from app.cache import scripts
 from app.cache.base import LAYERS, Bounds, Held, LayerName
 from app.cache.breaker import Breaker
 from app.config import Settings
+from app.patience import patience
 from app.telemetry import CACHE_FAILURES, DEGRADED
 
 PREFIX = b"fn:"
 CONNECTIONS = 32
-SOCKET_PATIENCE = 4
-GRACE_SECONDS = 0.002
-"""What has arrived by the deadline is still read: a busy event loop sees the deadline first."""
+SOCKET_PATIENCE = 20
+"""The sockets' own timeouts, in timeouts of the store: for what slips through those."""
 JITTER = 0.1
 """Share of its time by which each value lives longer or shorter, so that not all go together."""
 CLEARED_AT_ONCE = 500
@@ -49,7 +47,6 @@ def open_clients(settings: Settings) -> tuple[Redis, Redis] | None:
         settings.redis_url.get_secret_value(),
         max_connections=CONNECTIONS,
         timeout=seconds,
-        # The store's own patience is shorter; this is for what slips through it.
         socket_timeout=SOCKET_PATIENCE * seconds,
         socket_connect_timeout=SOCKET_PATIENCE * seconds,
         retry=Retry(NoBackoff(), 0),
@@ -190,7 +187,7 @@ class RedisStore:
             return otherwise
         started = time.monotonic()
         try:
-            async with _patience(self._timeout_seconds):
+            async with patience(self._timeout_seconds):
                 result = cast("Result", await command())
         except ResponseError as error:
             # It answers: its memory is full, or it takes no writes.
@@ -240,18 +237,6 @@ class RedisStore:
 
     def _show(self) -> None:
         DEGRADED.labels("cache").set(self.problem is not None)
-
-
-@asynccontextmanager
-async def _patience(seconds: float) -> AsyncGenerator[None]:
-    """A timeout that counts from the deadline on how long the loop needs to read what is there."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(None) as deadline:
-        expiry = loop.call_later(seconds, lambda: deadline.reschedule(loop.time() + GRACE_SECONDS))
-        try:
-            yield
-        finally:
-            expiry.cancel()
 
 
 def prefix_of(layer: LayerName) -> bytes:

@@ -5,6 +5,7 @@ The only place that knows which database errors mean what.
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -34,6 +35,7 @@ LONGEST_PAUSE_SECONDS = 2.0
 _COLLISIONS = frozenset({"40001", "40P01"})
 _FULL = frozenset({"53100"})
 _BUSY = frozenset({"53300"})
+_NO_CONNECTION_LEFT = re.compile("too many clients|remaining connection slots|too many connections")
 # Classes 08 (connection) and 57P (operator intervention); 58030 is an I/O error of the server, and
 # 25P03 ends the transaction of a process that stood still.
 _AWAY_PREFIXES = ("08", "57P", "58030", "25P03")
@@ -49,8 +51,10 @@ def trouble_of(error: BaseException) -> Trouble | None:
         return trouble_of(wrapped) if isinstance(wrapped, psycopg.Error) else None
     state = cause.sqlstate
     if state is None:
-        # No answer from the server at all: refused, reset, or gone in the middle.
-        return "away" if isinstance(cause, psycopg.OperationalError) else None
+        if not isinstance(cause, psycopg.OperationalError):
+            return None
+        # Refused, reset, or gone in the middle. What refuses a connection has no code, only words.
+        return "busy" if _NO_CONNECTION_LEFT.search(str(cause)) else "away"
     if state in _COLLISIONS:
         return "collision"
     if state in _FULL:

@@ -42,7 +42,7 @@ from app.llm.ollama import (
 )
 from app.llm.pooled import PooledModel
 from app.llm.roster import Connect, InstanceAddress, Roster, State
-from app.llm.shared_slots import SharedSlots
+from app.llm.shared_slots import ANSWERS_SECONDS, SharedSlots
 from app.llm.statistics import (
     PoolStatistics,
     PoolTally,
@@ -131,10 +131,13 @@ class GenerationPool:
     async def digest_of(self, model: str) -> str | None:
         return await self._digests.get(model)
 
-    def start(self, redis: Redis | None = None) -> None:
+    def start(
+        self, redis: Redis | None = None, *, answers_seconds: float = ANSWERS_SECONDS
+    ) -> None:
         """From now on, load models before they are asked for, and probe servers that idle.
 
-        With `redis`, slots are shared with all processes that have the same one.
+        With `redis`, slots are shared with all processes that have the same one, as long as it
+        answers within `answers_seconds`.
         """
         if redis is not None:
             shared = SharedSlots(
@@ -143,6 +146,7 @@ class GenerationPool:
                 changed=self._heard_of_others,
                 is_waiting=lambda: len(self._dispatcher.lanes) > 0,
                 clock=self._clock,
+                answers_seconds=answers_seconds,
             )
             self._dispatcher.shared = self._supervisor.shared = shared
             self._supervisor.spawn(shared.run())

@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.llm.members import Member
+from app.patience import patience
 from app.telemetry import DEGRADED
 
 LEASE_SECONDS = 10.0
@@ -30,6 +31,8 @@ SIGN_SECONDS = 2.0
 WAITING_SECONDS = 0.05
 """So often it looks for slots that others gave back, while its own requests wait."""
 RETRY_SECONDS = 1.0
+ANSWERS_SECONDS = 0.05
+"""A Redis that takes longer is away."""
 KEY = "footnote:slots"
 
 _COMMON = """
@@ -94,9 +97,11 @@ class SharedSlots:
         changed: Callable[[], None],
         is_waiting: Callable[[], bool],
         clock: Callable[[], float],
+        answers_seconds: float = ANSWERS_SECONDS,
         key: str = KEY,
     ) -> None:
         self._redis = redis
+        self._answers_seconds = answers_seconds
         self._key = key
         self._members = members
         self._changed = changed
@@ -185,7 +190,8 @@ class SharedSlots:
 
     async def _ask(self, script: str, *arguments: str | int) -> list[Any] | None:
         try:
-            told: Any = await self._redis.eval(script, 1, self._key, *arguments)  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
+            async with patience(self._answers_seconds):
+                told: Any = await self._redis.eval(script, 1, self._key, *arguments)  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
         except (RedisError, OSError, TimeoutError) as error:
             self._lose(error)
             return None

@@ -32,9 +32,13 @@ Part = TypeVar("Part")
 # All of these are coroutines, because FastAPI sends plain functions through a thread.
 
 
-async def _resources(request: Request) -> Resources:
+def _of(request: Request) -> Resources:
     resources: Resources = request.app.state.resources
     return resources
+
+
+async def _resources(request: Request) -> Resources:
+    return _of(request)
 
 
 async def _visitor(request: Request) -> Caller | None:
@@ -42,61 +46,62 @@ async def _visitor(request: Request) -> Caller | None:
     return caller
 
 
-async def _caller(visitor: Annotated[Caller | None, Depends(_visitor)]) -> Caller:
-    if visitor is None:
+async def _caller(request: Request) -> Caller:
+    caller: Caller | None = request.state.caller
+    if caller is None:
         raise Unauthenticated()
-    return visitor
+    return caller
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 
 
-async def _settings(resources: ResourcesDep) -> Settings:
-    return resources.settings
+async def _settings(request: Request) -> Settings:
+    return _of(request).settings
 
 
-async def _library(resources: ResourcesDep) -> Library:
-    return resources.library
+async def _library(request: Request) -> Library:
+    return _of(request).library
 
 
-async def _duplicates(resources: ResourcesDep) -> Duplicates:
-    return resources.duplicates
+async def _duplicates(request: Request) -> Duplicates:
+    return _of(request).duplicates
 
 
-async def _queue(resources: ResourcesDep) -> Queue:
-    return resources.queue
+async def _queue(request: Request) -> Queue:
+    return _of(request).queue
 
 
-async def _sources(resources: ResourcesDep) -> Sources:
-    return resources.sources
+async def _sources(request: Request) -> Sources:
+    return _of(request).sources
 
 
-async def _switches(resources: ResourcesDep) -> ModelSwitches:
-    return resources.switches
+async def _switches(request: Request) -> ModelSwitches:
+    return _of(request).switches
 
 
-async def _overlook(resources: ResourcesDep) -> Overlook:
-    return resources.overlook
+async def _overlook(request: Request) -> Overlook:
+    return _of(request).overlook
 
 
-async def _searcher(resources: ResourcesDep) -> Searcher:
-    return resources.searcher
+async def _searcher(request: Request) -> Searcher:
+    return _of(request).searcher
 
 
-async def _rerankers(resources: ResourcesDep) -> Rerankers:
-    return resources.rerankers
+async def _rerankers(request: Request) -> Rerankers:
+    return _of(request).rerankers
 
 
-async def _answerer(resources: ResourcesDep) -> Answerer:
-    return resources.answerer
+async def _answerer(request: Request) -> Answerer:
+    return _of(request).answerer
 
 
-async def _pool(resources: ResourcesDep) -> GenerationPool:
-    return _configured(resources.chat_model)
+async def _pool(request: Request) -> GenerationPool:
+    return _configured(_of(request).chat_model)
 
 
-async def _model_servers(resources: ResourcesDep) -> ModelServers:
-    return _configured(resources.model_servers)
+async def _model_servers(request: Request) -> ModelServers:
+    return _configured(_of(request).model_servers)
 
 
 def _configured(part: Part | None) -> Part:
@@ -108,32 +113,32 @@ def _configured(part: Part | None) -> Part:
     return part
 
 
-async def _caches(resources: ResourcesDep) -> Caches:
-    return resources.caches
+async def _caches(request: Request) -> Caches:
+    return _of(request).caches
 
 
-async def _memory(resources: ResourcesDep) -> Memory:
-    return resources.memory
+async def _memory(request: Request) -> Memory:
+    return _of(request).memory
 
 
-async def _registry(resources: ResourcesDep) -> Registry:
-    return resources.registry
+async def _registry(request: Request) -> Registry:
+    return _of(request).registry
 
 
-async def _providers(resources: ResourcesDep) -> Providers:
-    return resources.providers
+async def _providers(request: Request) -> Providers:
+    return _of(request).providers
 
 
-async def _budgets(resources: ResourcesDep) -> Budgets:
-    return resources.budgets
+async def _budgets(request: Request) -> Budgets:
+    return _of(request).budgets
 
 
-async def _cost_reports(resources: ResourcesDep) -> CostReports:
-    return resources.cost_reports
+async def _cost_reports(request: Request) -> CostReports:
+    return _of(request).cost_reports
 
 
-async def _rollouts(resources: ResourcesDep) -> Rollouts:
-    return resources.rollouts
+async def _rollouts(request: Request) -> Rollouts:
+    return _of(request).rollouts
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]

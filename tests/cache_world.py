@@ -235,12 +235,14 @@ class Glance:
         self._caller = caller
         self.scope = world.scope(caller)
 
-    async def read(self, chunk_ids: Sequence[int]) -> Mapping[int, Hit]:
-        return {
-            one.chunk_id: self._world.hit(self._caller, one)
-            for one in self._world.visible(self._caller)
-            if one.chunk_id in chunk_ids
-        }
+    async def read(self, scores: Mapping[int, tuple[float, float | None]]) -> Mapping[int, Hit]:
+        found: dict[int, Hit] = {}
+        for one in self._world.visible(self._caller):
+            if one.chunk_id in scores:
+                score, similarity = scores[one.chunk_id]
+                hit = self._world.hit(self._caller, one)
+                found[one.chunk_id] = replace(hit, score=score, similarity=similarity)
+        return found
 
 
 class Embedding:

@@ -6,7 +6,7 @@ is not there any more, cannot come out of it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -36,7 +36,7 @@ class Sight(Protocol):
     @property
     def scope(self) -> Scope: ...
 
-    async def read(self, chunk_ids: Sequence[int]) -> Mapping[int, Hit]: ...
+    async def read(self, scores: Mapping[int, tuple[float, float | None]]) -> Mapping[int, Hit]: ...
 
 
 class Looks(Protocol):
@@ -243,7 +243,7 @@ async def _recalled(packed: bytes, sight: Sight) -> SearchResult | None:
     """The result as it was, of the passages as they are; None when they are not the same."""
     try:
         entries, query_terms_, coverage, explanation = unpack(packed)
-        wanted = [one[0] for entry in entries for one in (entry, *entry[4])]
+        wanted = {one[0]: (one[1], one[2]) for entry in entries for one in (entry, *entry[4])}
     except (ValueError, TypeError, IndexError):
         return None
     found: Mapping[int, Hit] = await sight.read(wanted) if wanted else {}
@@ -259,16 +259,13 @@ async def _recalled(packed: bytes, sight: Sight) -> SearchResult | None:
 
 
 def _hit(entry: Entry, found: Mapping[int, Hit]) -> Hit | None:
-    chunk_id, score, similarity, content_hash, copies = entry
+    chunk_id, _, _, content_hash, copies = entry
     passage = found.get(chunk_id)
     if passage is None or passage.content_hash != content_hash:
         return None
+    if not copies:
+        return passage
     read = [_hit(copy, found) for copy in copies]
     if any(copy is None for copy in read):
         return None
-    return replace(
-        passage,
-        score=score,
-        similarity=similarity,
-        copies=tuple(copy for copy in read if copy is not None),
-    )
+    return replace(passage, copies=tuple(copy for copy in read if copy is not None))

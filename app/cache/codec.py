@@ -19,8 +19,16 @@ def unpack(packed: bytes) -> Any:
         raise ValueError("not a packed value") from error
 
 
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
+
+
 def settled(value: Any) -> Any:
     """A value in which equal contents are in equal order: sets and mappings are sorted."""
+    kind = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if kind in _PLAIN:
+        return value
+    if kind is tuple or kind is list:
+        return tuple(map(settled, value))
     if isinstance(value, dict):
         return ("map", sorted((str(name), settled(one)) for name, one in value.items()))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, set | frozenset):

@@ -1,9 +1,10 @@
-"""numpy arrays as parameters: `real[]`, `bigint[]` and `halfvec` in the binary form, written in one piece.
+"""Arrays as parameters: `real[]`, `bigint[]`, `text[]` and `halfvec` in the binary form, in one piece.
 
 psycopg's own lists are dumped item by item, which takes longer than most of our queries.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,26 @@ class HalfVector:
     """
 
     values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Strings as `text[]`."""
+
+    values: Sequence[str]
+
+
+class _TextsDumper(Dumper):
+    format = Format.BINARY
+    oid = 1009
+    item_oid = 25
+
+    def dump(self, obj: Texts) -> Buffer:
+        parts = [struct.pack("!iiIii", 1, 0, self.item_oid, len(obj.values), 1)]
+        for value in obj.values:
+            item = value.encode()
+            parts += (len(item).to_bytes(4), item)
+        return b"".join(parts)
 
 
 class _HalfVectorDumper(Dumper):
@@ -82,3 +103,4 @@ def register() -> None:
     """For all connections opened from now on."""
     psycopg.adapters.register_dumper(np.ndarray, _ArrayDumper)
     psycopg.adapters.register_dumper(HalfVector, _HalfVectorDumper)
+    psycopg.adapters.register_dumper(Texts, _TextsDumper)

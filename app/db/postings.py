@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import BigInteger, Integer, LargeBinary, Text
 
+from app.db.arrays import Texts
 from app.db.snapshot import Snapshot
 from app.failpoints import reach
 
@@ -321,7 +322,7 @@ async def read_postings(
     snapshot: Snapshot, collection_ids: NDArray[np.int64], terms: Sequence[str]
 ) -> dict[str, PostingList]:
     """The postings of those terms that occur, over all the collections together."""
-    rows = await snapshot.fetch(_READ, {"collection_ids": collection_ids, "terms": list(terms)})
+    rows = await snapshot.fetch(_READ, {"collection_ids": collection_ids, "terms": Texts(terms)})
     payloads: dict[str, list[bytes]] = {}
     for term, _, payload in sorted(rows, key=itemgetter(0, 1)):
         payloads.setdefault(term, []).append(payload)

@@ -19,7 +19,7 @@ from app.telemetry import ROWS_LOST
 CAPACITY = 10_000
 """Rows that may wait: minutes of the busiest service."""
 BATCH = 200
-GATHER_SECONDS = 0.1
+GATHER_SECONDS = 0.5
 """So long rows that may wait do so for others: a transaction for each would cost more than it."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
@@ -50,14 +50,14 @@ class WriteBehind(Generic[Row]):
 
     def put(self, row: Row, *, may_wait: bool = False) -> None:
         """Never waits and never raises. `may_wait`: nobody asks for the row in the next moment."""
-        if not may_wait:
-            self._hurry.set()
         try:
             self._waiting.put_nowait(row)
         except asyncio.QueueFull:
             self._lose(1, "too many rows wait for the database")
         else:
             self._unwritten += 1
+        if not may_wait or self._waiting.qsize() >= BATCH:
+            self._hurry.set()
 
     async def flush(self) -> None:
         """Until everything put so far is written."""
@@ -78,12 +78,14 @@ class WriteBehind(Generic[Row]):
     async def _write_on(self) -> None:
         while True:
             batch = [await self._waiting.get()]
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GATHER_SECONDS):
-                    await self._hurry.wait()
-            self._hurry.clear()
+            if self._waiting.qsize() < BATCH:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GATHER_SECONDS):
+                        await self._hurry.wait()
             while len(batch) < BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
+            if self._waiting.empty():
+                self._hurry.clear()
             await self._write(batch)
             self._unwritten -= len(batch)
             for _ in batch:

@@ -10,6 +10,7 @@ leave something out.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from app.errors import InvalidInput
 from app.terms import STOP_WORDS
@@ -46,8 +47,12 @@ class ParsedQuery:
         return not (self.phrases or self.excluded or self.prefixes)
 
 
+@lru_cache(maxsize=512)
 def read_query(text: str) -> ParsedQuery:
-    """The query that a user typed, understood; InvalidInput for more operators than are allowed."""
+    """The query that a user typed, understood; InvalidInput for more operators than are allowed.
+
+    A cache of searches reads it, and so does the search behind it.
+    """
     found = [_Operator(match) for match in _OPERATOR.finditer(text)]
     binding = _binding(text, [operator for operator in found if _WORD.search(operator.words)])
     if not binding:

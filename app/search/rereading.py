@@ -1,6 +1,6 @@
 """Passages that were found before, read again: as they are now, and only what the caller may see."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
 from app.access import Caller
@@ -8,6 +8,9 @@ from app.db.snapshot import Snapshot, Snapshots
 from app.search.base import Hit, SearchRequest
 from app.search.passages import hit_of, read_rows
 from app.search.scope import Scope, resolve
+
+Score = tuple[float, float | None]
+"""What a passage scored, and its similarity."""
 
 
 class Sight:
@@ -17,11 +20,15 @@ class Sight:
         self._snapshot = snapshot
         self.scope = scope
 
-    async def read(self, chunk_ids: Sequence[int]) -> Mapping[int, Hit]:
-        """Those of the passages that are there and may be seen, by their ids, without scores."""
+    async def read(self, scores: Mapping[int, Score]) -> Mapping[int, Hit]:
+        """Those of the passages with these ids that are there and may be seen, as they scored."""
         names = {collection.id: collection.name for collection in self.scope.collections}
-        rows = await read_rows(self._snapshot, self.scope, chunk_ids)
-        return {row[0]: hit_of(row, names) for row in rows}
+        rows = await read_rows(self._snapshot, self.scope, list(scores))
+        found: dict[int, Hit] = {}
+        for row in rows:
+            score, similarity = scores[row[0]]
+            found[row[0]] = hit_of(row, names, score=score, similarity=similarity)
+        return found
 
 
 class Rereader:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.access import Caller
+from app.db.arrays import Texts
 from app.db.collection_settings import RerankerChoice
 from app.db.snapshot import Snapshot
 from app.errors import InvalidInput, NotFound
@@ -162,7 +163,9 @@ async def _find_collections(
         for name in wanted
         if name.isprintable() and (caller.collections is None or name in caller.collections)
     ]
-    rows = await snapshot.fetch(_COLLECTIONS, {"tenant_id": caller.tenant_id, "names": permitted})
+    rows = await snapshot.fetch(
+        _COLLECTIONS, {"tenant_id": caller.tenant_id, "names": Texts(permitted)}
+    )
     models = {row[1]: ScopedModel(*row[_FIRST_MODEL_COLUMN:]) for row in rows}
     found = {row[1]: ScopedCollection(*row[:_FIRST_MODEL_COLUMN]) for row in rows}
     for name in wanted:

@@ -34,6 +34,21 @@ def sent(connection: psycopg.Connection, array: NDArray[np.generic]) -> tuple[st
     return row
 
 
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
+def test_texts_arrive_as_they_are(connection: psycopg.Connection, items: list[str]) -> None:
+    cursor = connection.cursor(binary=True)
+    row = cursor.execute("SELECT %(a)s::text[]", {"a": arrays.Texts(items)}).fetchone()
+    assert row == (items,)
+
+
+def test_lists_are_copied_as_before(connection: psycopg.Connection) -> None:
+    connection.execute("CREATE TEMP TABLE listed (names text[])")
+    with connection.cursor().copy("COPY listed FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(["text[]"])
+        copy.write_row([["a", "b"]])
+    assert connection.execute("SELECT names FROM listed").fetchone() == (["a", "b"],)
+
+
 def test_a_vector_is_stored_from_an_array(connection: psycopg.Connection) -> None:
     connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
     vector = np.array([1, -0.5, 0.25], np.float32)

@@ -46,8 +46,10 @@ class Statistics:
         """Note one look-up, which may have asked for several values."""
         self.add(layer, "hits", hits)
         self.add(layer, "misses", misses)
-        CACHE_LOOKUPS.labels(layer, "hit").inc(hits)
-        CACHE_LOOKUPS.labels(layer, "miss").inc(misses)
+        if hits:
+            CACHE_LOOKUPS.labels(layer, "hit").inc(hits)
+        if misses:
+            CACHE_LOOKUPS.labels(layer, "miss").inc(misses)
         microseconds = int(seconds * 1_000_000)
         self.add(layer, "lookups")
         self.add(layer, "lookup_us", microseconds)

@@ -211,9 +211,10 @@ def _entry(
 
 def _count(entry: Entry) -> None:
     model = entry.listing.model
-    TOKENS.labels(model, "prompt").inc(entry.spent.prompt_tokens)
-    TOKENS.labels(model, "completion").inc(entry.spent.completion_tokens)
-    COST.labels(model).inc(float(entry.cost))
+    if entry.mode != "cached":
+        TOKENS.labels(model, "prompt").inc(entry.spent.prompt_tokens)
+        TOKENS.labels(model, "completion").inc(entry.spent.completion_tokens)
+        COST.labels(model).inc(float(entry.cost))
     SAVED.labels("cache" if entry.mode == "cached" else "local").inc(float(entry.saved))
 
 

@@ -36,7 +36,7 @@ class Texts:
 
 class _TextsDumper(Dumper):
     format = Format.BINARY
-    oid = 1009
+    oid = 0  # else it would be taken for lists that are copied into such a column, too
     item_oid = 25
 
     def dump(self, obj: Texts) -> Buffer:

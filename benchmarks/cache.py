@@ -147,6 +147,13 @@ async def leader_killed(
     }
 
 
+async def hear_of_the_model(urls: Sequence[str], question: str) -> None:
+    """Let each process ask it something; one that has not heard of it for long sends a probe,
+    which counts as a generation."""
+    for number, client in enumerate(await connected(urls, len(urls))):
+        await ask(client, f"{question} And then, {number}?")
+
+
 async def connected(urls: Sequence[str], count: int) -> list[Client]:
     """Clients with a connection each, spread over the services."""
     clients = [Client(url, "") for url, _ in zip(cycle(urls), range(count), strict=False)]
@@ -199,11 +206,13 @@ async def measure(folders: Sequence[Path], home: Path, passages: int, count: int
                 with psycopg.connect(libpq_url(url), autocommit=True) as connection:
                     result = await measure_hits(urls, connection, folders, count)
                 known = result.pop("known")
+                await hear_of_the_model(urls, known[0])
                 result["at_once"] = await at_once(urls[:1], double, f"{known[0]} once more?")
                 result["outage"] = await outage(urls[0], home, known * 2)
             environment["FOOTNOTE_DATABASE_POOL_SIZE"] = "3"
             async with running_services(home, PROCESSES, cached=True, **environment) as services:
                 urls = [one.url for one in services]
+                await hear_of_the_model(urls, known[3])
                 result[f"at_once_in_{PROCESSES}_processes"] = {
                     **await at_once(urls, double, f"{known[1]} once more?"),
                     "leader_killed": await leader_killed(

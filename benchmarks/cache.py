@@ -209,6 +209,7 @@ async def measure(folders: Sequence[Path], home: Path, passages: int, count: int
                 await hear_of_the_model(urls, known[0])
                 result["at_once"] = await at_once(urls[:1], double, f"{known[0]} once more?")
                 result["outage"] = await outage(urls[0], home, known * 2)
+            # So that all of them fit into the embedded server's 100 connections.
             environment["FOOTNOTE_DATABASE_POOL_SIZE"] = "3"
             async with running_services(home, PROCESSES, cached=True, **environment) as services:
                 urls = [one.url for one in services]

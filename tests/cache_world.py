@@ -47,6 +47,7 @@ from app.llm.base import GenerationOptions, Message
 from app.search.base import Hit, SearchRequest, SearchResult
 from app.search.matching import query_terms
 from app.search.query import read_query
+from app.search.rereading import Score
 from app.search.scope import Scope, ScopedCollection, ScopedModel
 
 TENANTS = (1, 2)
@@ -235,7 +236,7 @@ class Glance:
         self._caller = caller
         self.scope = world.scope(caller)
 
-    async def read(self, scores: Mapping[int, tuple[float, float | None]]) -> Mapping[int, Hit]:
+    async def read(self, scores: Mapping[int, Score]) -> Mapping[int, Hit]:
         found: dict[int, Hit] = {}
         for one in self._world.visible(self._caller):
             if one.chunk_id in scores:

@@ -24,6 +24,7 @@ from app.errors import FootnoteError
 from app.search.base import Hit, Searcher, SearchRequest, SearchResult
 from app.search.matching import languages_of, query_terms
 from app.search.query import ParsedQuery, read_query
+from app.search.rereading import Score
 from app.search.scope import Scope
 
 CODE = ("app.search", "app.terms", "app.embedding", "app.db.postings", "reranker")
@@ -36,7 +37,7 @@ class Sight(Protocol):
     @property
     def scope(self) -> Scope: ...
 
-    async def read(self, scores: Mapping[int, tuple[float, float | None]]) -> Mapping[int, Hit]: ...
+    async def read(self, scores: Mapping[int, Score]) -> Mapping[int, Hit]: ...
 
 
 class Looks(Protocol):

@@ -17,7 +17,7 @@ from app.errors import FootnoteError
 from app.telemetry import ROWS_LOST
 
 CAPACITY = 10_000
-"""Rows that may wait: minutes of the busiest service."""
+"""Rows that may wait: twenty seconds of a service that gives 500 known answers a second."""
 BATCH = 200
 GATHER_SECONDS = 0.5
 """So long rows that may wait do so for others: a transaction for each would cost more than it."""

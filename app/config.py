@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     database_pool_waiters: Annotated[int, Field(ge=1)] = 200
     database_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     redis_timeout_seconds: Annotated[float, Field(gt=0)] = 0.05
-    embedding_threads: Annotated[int, Field(ge=1)] = 2
+    embedding_threads: Annotated[int, Field(ge=1)] | None = None
     embedding_waiters: Annotated[int, Field(ge=1)] = 256
 
     # parsing: limits of the disposable child

@@ -42,7 +42,7 @@ from app.documents.queue import Queue
 from app.documents.sources import Sources
 from app.documents.switches import ModelSwitches
 from app.embedding.base import QueryEmbedding
-from app.embedding.loading import open_for_questions, usable_cores
+from app.embedding.loading import open_for_questions, query_threads, usable_cores
 from app.embedding.model_folder import location_of
 from app.embedding.query import serve_queries
 from app.embedding.query_models import QueryModels
@@ -365,11 +365,9 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
 
 
 async def _open_query_embedder(settings: Settings) -> QueryEmbedding:
-    threads = settings.embedding_threads
+    threads = max(1, usable_cores() // query_threads(settings))
     try:
-        embedder = await asyncio.to_thread(
-            open_for_questions, settings, threads=max(1, usable_cores() // threads)
-        )
+        embedder = await asyncio.to_thread(open_for_questions, settings, threads=threads)
     except FootnoteError as error:
         raise StartupError(error.detail, hint=error.hint) from error
     return serve_queries(settings, embedder)

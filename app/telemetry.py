@@ -5,6 +5,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from time import perf_counter
 from typing import Literal
 
@@ -118,6 +119,11 @@ GENERATION_FALLBACKS = Counter(
 DEGRADED = Gauge("footnote_degraded", "1 while a part runs in a degraded way", ["part"])
 
 
+@cache
+def _stage_seconds(flow: Flow, name: str) -> Histogram:
+    return STAGE_SECONDS.labels(flow, name)
+
+
 @contextmanager
 def stage(flow: Flow, name: str, times_ms: dict[str, float] | None = None) -> Generator[None]:
     """Time a stage; `times_ms[name]` receives the milliseconds when given."""
@@ -126,7 +132,7 @@ def stage(flow: Flow, name: str, times_ms: dict[str, float] | None = None) -> Ge
         yield
     finally:
         seconds = perf_counter() - started
-        STAGE_SECONDS.labels(flow, name).observe(seconds)
+        _stage_seconds(flow, name).observe(seconds)
         if times_ms is not None:
             times_ms[name] = times_ms.get(name, 0.0) + seconds * 1000
 

@@ -44,6 +44,7 @@ from app.embedding.loading import (
     open_embedder,
     open_for_questions,
     open_model,
+    query_threads,
     usable_cores,
 )
 from app.embedding.model_folder import INT8, identify, locate_model
@@ -203,7 +204,7 @@ def measure(
         "footnote_exact_query": query_ms(lambda some: exact.embed(some, "query")),
         "sentence_transformers_query": query_ms(encode),
         f"queries_per_second_with_{CALLERS}_callers": round(
-            asyncio.run(queries_per_second(service, settings.embedding_threads)), 1
+            asyncio.run(queries_per_second(service, query_threads(settings))), 1
         ),
     }
 

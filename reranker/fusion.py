@@ -5,6 +5,7 @@ candidates is comparable, and keeps the distances that a fusion of ranks throws 
 """
 
 from collections.abc import Sequence
+from math import isnan, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,16 @@ def standardise(scores: Scores) -> Scores:
     """
     if len(scores) == 0:
         return scores
-    if (unknown := np.isnan(scores)).any():
+    centred = scores - scores.mean()
+    deviation = sqrt(centred @ centred / len(scores))
+    if isnan(deviation):
+        unknown = np.isnan(scores)
         known = np.zeros_like(scores)
         known[~unknown] = standardise(scores[~unknown])
         return known
-    deviation = scores.std()
-    if deviation <= _NOISE * np.abs(scores).max():
+    if deviation <= _NOISE * max(scores.max(), -scores.min()):
         return np.zeros_like(scores)
-    return (scores - scores.mean()) / deviation
+    return centred / deviation
 
 
 def fuse(signals: Sequence[Scores], weights: Sequence[float]) -> Scores:

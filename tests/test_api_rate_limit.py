@@ -102,6 +102,31 @@ async def test_processes_share_one_count_in_redis(settings: Settings, redis: Red
     assert max(resets) - min(resets) < 2
 
 
+async def test_of_a_large_limit_few_calls_ask_redis(settings: Settings, redis: Redis) -> None:
+    patient = settings.model_copy(update={"redis_timeout_seconds": 5.0})
+    one = limits(patient, redis, rate_limit="5000/minute")
+    other = limits(patient, redis, rate_limit="5000/minute")
+
+    before = (await redis.info("stats"))["total_commands_processed"]
+    left = [(await one.take("requests", "key:a")).remaining for _ in range(10)]
+    asked = (await redis.info("stats"))["total_commands_processed"] - before
+    first_of_other = await other.take("requests", "key:a")
+
+    assert left == list(range(4999, 4989, -1))
+    # Blocks of five: two scripts with their commands. One by one it would be ten.
+    assert asked < 12
+    assert first_of_other.remaining == 4989
+    # Never more than the limit between them, and what is lost to blocks is less than one each.
+    allowed = 11
+    for _ in range(520):
+        outcomes = await asyncio.gather(
+            *(each.take("requests", "key:a") for each in (one, other) for _ in range(5)),
+            return_exceptions=True,
+        )
+        allowed += sum(isinstance(each, rate_limit.Allowance) for each in outcomes)
+    assert 4990 <= allowed <= 5000
+
+
 async def test_a_redis_that_hangs_costs_one_request_its_timeout(settings: Settings) -> None:
     async with (
         SocketProxy(mode="hangs") as hanging,

@@ -5,11 +5,13 @@ RequestContext → HostGuard → AccessControl → (rate limit) → Admission �
 
 import asyncio
 import re
+from functools import cache
 from time import perf_counter
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import structlog
+from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -89,8 +91,8 @@ class RequestContext:
         finally:
             seconds = perf_counter() - started
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-            REQUESTS.labels(method, door.path, str(status or CLIENT_GONE_STATUS)).inc()
-            REQUEST_SECONDS.labels(method, door.path).observe(seconds)
+            _requests(method, door.path, status or CLIENT_GONE_STATUS).inc()
+            _request_seconds(method, door.path).observe(seconds)
             write = log.debug if door.limit is None else log.info
             write(
                 "request",
@@ -100,6 +102,16 @@ class RequestContext:
                 took_ms=round(seconds * 1000, 1),
             )
             request_id.reset(token)
+
+
+@cache
+def _requests(method: str, path: str, status: int) -> Counter:
+    return REQUESTS.labels(method, path, str(status))
+
+
+@cache
+def _request_seconds(method: str, path: str) -> Histogram:
+    return REQUEST_SECONDS.labels(method, path)
 
 
 def _complete(headers: MutableHeaders, name: str) -> None:

@@ -31,7 +31,10 @@ from app.telemetry import DEGRADED
 Kind = Literal["requests", "uploads"]
 
 RETRY_REDIS_SECONDS = 5.0
-MAX_KNOWN_RESETS = 10_000
+MAX_BLOCKS = 10_000
+
+BLOCKS = 1_000
+"""Calls are counted in Redis by blocks of which so many make up the limit; one by one below that."""
 
 log = structlog.get_logger(__name__)
 
@@ -66,8 +69,23 @@ class TooMany(RateLimited):
         return {**super().headers, **self._allowance.headers}
 
 
+@dataclass(slots=True)
+class _Block:
+    """Calls of one window that are counted already and have yet to come.
+
+    `last` is the count with all of them, `left` how many they are.
+    """
+
+    last: int
+    left: int
+    reset_at: float
+
+
 class RateLimits:
     """Fixed windows, counted in Redis for all processes together, else in this process alone.
+
+    Of a large limit a process takes a thousandth at a time, so that few calls wait for Redis. What
+    it has not used by the end of the window nobody else could.
 
     A Redis that fails or takes longer than `redis_timeout_seconds` costs one request that long;
     the next ones are counted here until it is tried again, RETRY_REDIS_SECONDS later.
@@ -80,7 +98,7 @@ class RateLimits:
         self._timeout_seconds = settings.redis_timeout_seconds
         self._retry_at = 0.0
         self._degraded: bool = False
-        self._resets: dict[str, float] = {}
+        self._blocks: dict[str, _Block] = {}
         self._limits: Mapping[Kind, list[RateLimitItem]] = {
             "requests": _parse("FOOTNOTE_RATE_LIMIT", settings.rate_limit),
             "uploads": _parse("FOOTNOTE_UPLOAD_RATE_LIMIT", settings.upload_rate_limit),
@@ -90,7 +108,7 @@ class RateLimits:
         """Count one call; raises RateLimited when it is one too many."""
         tightest: Allowance | None = None
         for item in self._limits[kind]:
-            count, reset_at = await self._count(item.key_for(kind, who), item.get_expiry())
+            count, reset_at = await self._count(item.key_for(kind, who), item)
             allowance = Allowance(item.amount, max(0, item.amount - count), reset_at)
             if count > item.amount:
                 raise TooMany(allowance)
@@ -99,36 +117,46 @@ class RateLimits:
         assert tightest is not None  # noqa: S101 - parse_many refuses an empty limit
         return tightest
 
-    async def _count(self, key: str, window_seconds: int) -> tuple[int, float]:
+    async def _count(self, key: str, item: RateLimitItem) -> tuple[int, float]:
         now = time.monotonic()
+        if (block := self._block(key)) is not None and block.left:
+            block.left -= 1
+            return block.last - block.left, block.reset_at
         if self._shared is not None and now >= self._retry_at:
             # Moved on first, so that of many requests one alone tries a Redis that was away.
             if self._degraded:
                 self._retry_at = now + RETRY_REDIS_SECONDS
             try:
                 async with patience(self._timeout_seconds):
-                    counted = await self._count_shared(self._shared, key, window_seconds)
+                    counted = await self._count_shared(self._shared, key, item)
             except (RedisError, OSError, TimeoutError) as error:
                 self._note(degraded=True, cause=error)
             else:
                 self._note(degraded=False)
                 return counted
-        return self._local.incr(key, window_seconds), self._local.get_expiry(key)
+        return self._local.incr(key, item.get_expiry()), self._local.get_expiry(key)
 
     async def _count_shared(
-        self, storage: RedisStorage, key: str, window_seconds: int
+        self, storage: RedisStorage, key: str, item: RateLimitItem
     ) -> tuple[int, float]:
-        count = await storage.incr(key, window_seconds)
-        if count == 1:
-            reset_at = time.time() + window_seconds
-        else:
-            reset_at = self._resets.get(key, 0.0)
-            if reset_at < time.time():
-                reset_at = await storage.get_expiry(key)
-        if len(self._resets) >= MAX_KNOWN_RESETS:
-            self._resets.clear()
-        self._resets[key] = reset_at
-        return count, reset_at
+        size = max(1, item.amount // BLOCKS)
+        last = await storage.incr(key, item.get_expiry(), size)
+        reset_at = time.time() + item.get_expiry()
+        if last > size and self._block(key) is None:
+            reset_at = await storage.get_expiry(key)
+        # Others may have taken one of this window meanwhile.
+        block = self._block(key) or _Block(last, 0, reset_at)
+        block.last = max(block.last, last)
+        block.left += size - 1
+        if len(self._blocks) >= MAX_BLOCKS:
+            self._blocks.clear()
+        self._blocks[key] = block
+        return last - size + 1, block.reset_at
+
+    def _block(self, key: str) -> _Block | None:
+        """The one of the window that runs."""
+        block = self._blocks.get(key)
+        return block if block is not None and block.reset_at > time.time() else None
 
     def _note(self, *, degraded: bool, cause: Exception | None = None) -> None:
         if degraded:

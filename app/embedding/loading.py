@@ -90,6 +90,13 @@ def open_for_questions(
     return RoundedQueries(exact, rounded)
 
 
+def query_threads(settings: Settings) -> int:
+    """Threads of a service that embed questions. Half of the cores, because each question keeps the
+    database and the service itself as busy: with a thread for each core they only get in each
+    other's way."""
+    return settings.embedding_threads or max(1, usable_cores() // 2)
+
+
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: its affinity, and the quota of its container."""
     if hasattr(os, "sched_getaffinity"):

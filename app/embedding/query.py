@@ -10,6 +10,7 @@ import numpy as np
 
 from app.config import Settings
 from app.embedding.base import Embedder, ReadsTokens, TextKind, TokenVectors, Vectors
+from app.embedding.loading import query_threads
 from app.errors import EmbeddingUnavailable, Overloaded
 
 MAX_TOGETHER = 8
@@ -152,7 +153,7 @@ class QueryEmbedder:
 
 def serve_queries(settings: Settings, embedder: Embedder) -> QueryEmbedder:
     return QueryEmbedder(
-        embedder, threads=settings.embedding_threads, waiters=settings.embedding_waiters
+        embedder, threads=query_threads(settings), waiters=settings.embedding_waiters
     )
 
 

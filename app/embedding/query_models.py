@@ -20,7 +20,7 @@ from app.config import Settings
 from app.db.vectors import StoredModel
 from app.embedding.base import Embedder, QueryEmbedding, Vectors, vectors_digest
 from app.embedding.known import ModelMissing, find_known
-from app.embedding.loading import open_for_questions, usable_cores
+from app.embedding.loading import open_for_questions, query_threads, usable_cores
 from app.embedding.model_folder import ModelIdentity, identify
 from app.embedding.query import serve_queries
 from app.errors import EmbeddingUnavailable, FootnoteError
@@ -174,10 +174,8 @@ class QueryModels:
         return await asyncio.to_thread(lambda: self._open(find_known(model)))
 
     def _open(self, model: ModelIdentity) -> QueryEmbedding:
-        threads = self._settings.embedding_threads
-        embedder = open_for_questions(
-            self._settings, model, threads=max(1, usable_cores() // threads)
-        )
+        threads = max(1, usable_cores() // query_threads(self._settings))
+        embedder = open_for_questions(self._settings, model, threads=threads)
         log.info("embedding_model_loaded", model=model.name)
         return self._serve(embedder)
 

@@ -91,9 +91,11 @@ def open_for_questions(
 
 
 def query_threads(settings: Settings) -> int:
-    """Threads of a service that embed questions. Half of the cores, because each question keeps the
-    database and the service itself as busy: with a thread for each core they only get in each
-    other's way."""
+    """Threads of a service that embed questions: half of the cores, unless it is set.
+
+    Each question keeps the database and the service itself as busy; with a thread for each core they
+    only get in each other's way.
+    """
     return settings.embedding_threads or max(1, usable_cores() // 2)
 
 

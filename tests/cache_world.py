@@ -45,9 +45,9 @@ from app.cache.statistics import Statistics
 from app.cache.tallies import InProcessTallies
 from app.llm.base import GenerationOptions, Message
 from app.search.base import Hit, SearchRequest, SearchResult
+from app.search.beginning import Score
 from app.search.matching import query_terms
 from app.search.query import read_query
-from app.search.rereading import Score
 from app.search.scope import Scope, ScopedCollection, ScopedModel
 
 TENANTS = (1, 2)
@@ -93,6 +93,7 @@ class World:
     prompt: str = "1"
     options: GenerationOptions = field(default_factory=GenerationOptions)
     on_search: list[Any] = field(default_factory=list[Any])
+    embedding: Any = None
 
     # --- as the searcher of the product ----------------------------------------------------------
 
@@ -159,7 +160,14 @@ class World:
     def query_digest(self, digest: str) -> str:
         return digest if self.query_form == "exact" else f"{digest} in {self.query_form}"
 
-    async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
+    async def search(
+        self, caller: Caller, request: SearchRequest, begun: Any = None
+    ) -> SearchResult:
+        async with begun:
+            return await self._search(caller, request)
+
+    async def _search(self, caller: Caller, request: SearchRequest) -> SearchResult:
+        # The product reads on in the snapshot that was begun; here the world may have changed since.
         for change in self.on_search:
             change()
         self.on_search.clear()
@@ -171,8 +179,10 @@ class World:
         )
 
     @asynccontextmanager
-    async def look(self, caller: Caller, request: SearchRequest) -> AsyncGenerator["Glance"]:
-        yield Glance(self, caller)
+    async def begin(
+        self, caller: Caller, request: SearchRequest, text: str
+    ) -> AsyncGenerator["Begun"]:
+        yield Begun(_Question(self.embedding, text), Glance(self, caller))
 
     # --- as the writer ---------------------------------------------------------------------------
 
@@ -245,6 +255,15 @@ class Glance:
                 found[one.chunk_id] = replace(hit, score=score, similarity=similarity)
         return found
 
+    async def close(self) -> None:
+        pass
+
+
+@dataclass
+class Begun:
+    question: Any
+    sight: Glance
+
 
 class Embedding:
     """The QueryEmbedding of whatever model the world has now."""
@@ -286,18 +305,11 @@ class Models:
     def query_digest(self, digest: str) -> str:
         return self._world.query_digest(digest)
 
-    @asynccontextmanager
-    async def question(self, text: str, place: Any) -> AsyncGenerator[Any]:
-        yield _Question(self.default, text)
-
 
 class _Question:
     def __init__(self, embedding: CachedEmbedding, text: str) -> None:
         self._embedding = embedding
         self._text = text
-
-    def settle(self, model_id: int, digest: str) -> None:
-        pass
 
     async def vector(self) -> Any:
         return (await self._embedding.embed([self._text], "query"))[0], self._embedding
@@ -323,9 +335,11 @@ class Interleavings(RuleBasedStateMachine):
         folds: dict[str, bool] = {}
         layers = {name: Layer(name, store, statistics) for name in LAYERS}
         self.embedding = CachedEmbedding(Embedding(world), layers["embedding"], folds)  # pyright: ignore[reportArgumentType]
+        world.embedding = self.embedding
         self.reranking = Reranking("", ("first",))
         models: Any = Models(world, self.embedding)
-        searcher = CachedSearcher(world, world, models, self.reranking, layers["chunks"], folds)
+        own: Any = world
+        searcher = CachedSearcher(own, own, models, self.reranking, layers["chunks"], folds)
         self.searcher = ObservedSearcher(searcher)
         ledger: Any = Ledger()
         layer = layers["answer"]

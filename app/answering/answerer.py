@@ -1,17 +1,26 @@
 """Decides how a question is answered: by a model, from the passages' own words, or not at all."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
 from app.access import Caller
-from app.answering.base import AnswerEvent, Brief, Finished, ModelChoice, Question, Writer
+from app.answering.base import (
+    AnswerEvent,
+    Brief,
+    Finished,
+    ModelChoice,
+    Question,
+    Writer,
+)
 from app.answering.followups import retrieval_query
 from app.answering.relevance import LEAST_TO_EXTRACT, LEAST_TO_GENERATE, relevance
 from app.answering.writing import declining
 from app.config import Settings
-from app.llm.tiers import Routing
-from app.search.base import Searcher, SearchRequest
+from app.language_models import AUTO
+from app.llm.tiers import Offer, Routing
+from app.search.base import Searcher, SearchRequest, SearchResult
 from app.telemetry import ANSWERS, stage
 
 
@@ -27,20 +36,8 @@ class GroundedAnswerer:
         self._passages_count = settings.answer_passages
 
     async def answer(self, caller: Caller, question: Question) -> AsyncGenerator[AnswerEvent]:
-        offer = await self._choice.offered(caller, question)
         query = retrieval_query(question.text, question.history)
-        with stage("chat", "search"):
-            result = await self._searcher.search(
-                caller,
-                SearchRequest(
-                    query=query,
-                    collections=question.collections,
-                    limit=question.retrieval.passages_count or self._passages_count,
-                    mode=question.retrieval.mode,
-                    rerank=question.retrieval.rerank,
-                    filters=question.filters,
-                ),
-            )
+        offer, result = await self._offer_and_passages(caller, question, query)
         chosen = await self._choice.chosen(offer, query, result)
         brief = Brief(question, query, result, chosen.model, chosen.options, chosen.notice)
         least = LEAST_TO_EXTRACT if chosen.model is None else LEAST_TO_GENERATE
@@ -51,6 +48,32 @@ class GroundedAnswerer:
         async with aclosing(self._writer.write(caller, brief)) as events:
             async for event in events:
                 yield _counted(_explained(event, chosen.routing))
+
+    async def _offer_and_passages(
+        self, caller: Caller, question: Question, query: str
+    ) -> tuple[Offer | None, SearchResult]:
+        """What models there are is found out beside the search; a name that may be wrong, before."""
+        offering = asyncio.ensure_future(self._choice.offered(caller, question))
+        try:
+            if question.model != AUTO or question.tier is not None:
+                await offering
+            with stage("chat", "search"):
+                result = await self._searcher.search(
+                    caller,
+                    SearchRequest(
+                        query=query,
+                        collections=question.collections,
+                        limit=question.retrieval.passages_count or self._passages_count,
+                        mode=question.retrieval.mode,
+                        rerank=question.retrieval.rerank,
+                        filters=question.filters,
+                    ),
+                )
+            return await offering, result
+        finally:
+            offering.cancel()
+            # Seen, also where the search failed first.
+            offering.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def _explained(event: AnswerEvent, routing: Routing | None) -> AnswerEvent:

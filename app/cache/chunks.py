@@ -6,8 +6,8 @@ is not there any more, cannot come out of it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
@@ -19,12 +19,12 @@ from app.cache.codec import pack, unpack
 from app.cache.embeddings import FoldsCase
 from app.cache.keys import ChunksKey, EmbeddingKey, digest_of, normalise
 from app.cache.layer import Layer, Outcome, outcomes
-from app.embedding.query_models import QueryModels, Question
+from app.embedding.query_models import QueryModels
 from app.errors import FootnoteError
 from app.search.base import Hit, Searcher, SearchRequest, SearchResult
+from app.search.beginning import Beginnings, Begun, Sight
 from app.search.matching import languages_of, query_terms
 from app.search.query import ParsedQuery, read_query
-from app.search.rereading import Score
 from app.search.scope import Scope
 
 CODE = ("app.search", "app.terms", "app.embedding", "app.db.postings", "reranker")
@@ -33,17 +33,29 @@ Entry = tuple[int, float, float | None, bytes, tuple[Any, ...]]
 """Chunk id, score, similarity, content hash, and the entries of its copies."""
 
 
-class Sight(Protocol):
-    @property
-    def scope(self) -> Scope: ...
+class GoingOn(Protocol):
+    """A Searcher that goes on with what was begun, and ends it."""
 
-    async def read(self, scores: Mapping[int, Score]) -> Mapping[int, Hit]: ...
+    async def search(
+        self,
+        caller: Caller,
+        request: SearchRequest,
+        begun: AbstractAsyncContextManager[Begun] | None = None,
+    ) -> SearchResult: ...
 
 
-class Looks(Protocol):
-    def look(
-        self, caller: Caller, request: SearchRequest
-    ) -> AbstractAsyncContextManager[Sight]: ...
+class _HandedOver:
+    """What one task began, for another one to end."""
+
+    def __init__(self, begun: Begun, held: AsyncExitStack) -> None:
+        self._begun = begun
+        self._held = held
+
+    async def __aenter__(self) -> Begun:
+        return self._begun
+
+    async def __aexit__(self, *error: object) -> bool | None:
+        return await self._held.__aexit__(*error)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,92 +90,106 @@ class CachedSearcher:
 
     def __init__(
         self,
-        inner: Searcher,
-        looks: Looks,
+        inner: GoingOn,
+        beginnings: Beginnings,
         models: QueryModels,
         reranking: Reranking,
         layer: Layer,
         folds_case: FoldsCase,
     ) -> None:
         self._inner = inner
-        self._looks = looks
+        self._beginnings = beginnings
         self._models = models
         self._reranking = reranking
         self._layer = layer
         self._folds_case = folds_case
-        self._searching: dict[bytes, asyncio.Task[SearchResult]] = {}
+        self._searching: dict[bytes, asyncio.Future[SearchResult]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
         # An explanation tells of a search that was made; a model on trial serves nobody yet.
         if request.explain or request.candidate_model:
             return await self._inner.search(caller, request)
         query = read_query(request.query.encode("utf-8", "replace").decode())
-        async with self._question(query, caller, request) as question:
-            async with self._looks.look(caller, request) as sight:
-                scope = sight.scope
-                if question is not None:
-                    question.settle(scope.model.id, scope.model.digest)
-                key = self._key(caller, request, query, scope)
-                [packed] = await self._layer.get([key.digest])
-                known = None if packed is None else await _recalled(packed, sight)
+        async with AsyncExitStack() as stack:
+            begun = await stack.enter_async_context(
+                self._beginnings.begin(caller, request, query.text)
+            )
+            scope, question = begun.sight.scope, begun.question
+            key = self._key(caller, request, query, scope)
+            [packed] = await self._layer.get([key.digest])
+            known = None if packed is None else await _recalled(packed, begun.sight)
             if known is not None:
                 self._layer.note("hit")
                 if question is None:
                     return replace(known, scope=scope)
+                await begun.sight.close()
                 vector, embedder = await question.vector()
                 return replace(known, scope=scope, query_vector=vector, embedder=embedder)
             self._layer.note("miss")
             self._layer.explain_miss(*_subject_of(key))
-            if question is not None:
-                # Whatever is wrong with it, the search says better.
-                with suppress(FootnoteError):
-                    await question.vector()
-        return await self._together(key.digest, lambda: self._searched(caller, request, query))
-
-    async def _together(
-        self, digest: bytes, search: Callable[[], Coroutine[Any, Any, SearchResult]]
-    ) -> SearchResult:
-        """One search of all that miss the same at the same time; none of them can end it.
-
-        Whoever comes later saw the same generations as the first one, before it searched.
-        """
-        searching = self._searching.get(digest)
-        if searching is None:
-            searching = self._searching[digest] = asyncio.create_task(search())
-            searching.add_done_callback(lambda done: self._forget(digest, done))
-        else:
-            self._layer.count("joined")
+            # One search of all that miss the same at the same time; none of them can end it. Whoever
+            # comes later saw the same generations as the first one, before it searched.
+            searching = self._searching.get(key.digest)
+            if searching is None:
+                handed_over = _HandedOver(begun, stack.pop_all())
+                searching = self._begin(key.digest, caller, request, query, handed_over)
+            else:
+                self._layer.count("joined")
+                await begun.sight.close()
+                if question is not None:
+                    # Whatever is wrong with it, the search says better.
+                    with suppress(FootnoteError):
+                        await question.vector()
         return await asyncio.shield(searching)
 
-    def _forget(self, digest: bytes, done: "asyncio.Task[SearchResult]") -> None:
-        del self._searching[digest]
-        if not done.cancelled():
-            done.exception()  # seen, also when nobody waits any more
+    def _begin(
+        self,
+        digest: bytes,
+        caller: Caller,
+        request: SearchRequest,
+        query: ParsedQuery,
+        begun: AbstractAsyncContextManager[Begun],
+    ) -> "asyncio.Future[SearchResult]":
+        found = asyncio.get_running_loop().create_future()
+        found.add_done_callback(_seen)
+        self._searching[digest] = found
 
-    async def _searched(
-        self, caller: Caller, request: SearchRequest, query: ParsedQuery
+        async def search() -> None:
+            try:
+                result = await self._search(caller, request, begun)
+                found.set_result(result)
+                # Nobody waits for that; whoever asks the same meanwhile has the result.
+                await self._keep(caller, request, query, result)
+            except BaseException as error:
+                if found.done():
+                    raise
+                found.set_exception(error)
+            finally:
+                del self._searching[digest]
+
+        task = asyncio.create_task(search())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return found
+
+    async def _search(
+        self, caller: Caller, request: SearchRequest, begun: AbstractAsyncContextManager[Begun]
     ) -> SearchResult:
         started = perf_counter()
-        result = await self._inner.search(caller, request)
+        result = await self._inner.search(caller, request, begun)
         self._layer.count("computed")
         self._layer.count("computed_us", int((perf_counter() - started) * 1_000_000))
-        if result.scope is not None and _is_undisturbed(result):
-            # Under the generations that this very search has seen, which may be newer by now.
-            key = self._key(caller, request, query, result.scope)
-            await self._layer.put(str(caller.tenant_id), {key.digest: _packed(result)})
-            self._layer.remember(*_subject_of(key))
         return result
 
-    @asynccontextmanager
-    async def _question(
-        self, query: ParsedQuery, caller: Caller, request: SearchRequest
-    ) -> AsyncGenerator[Question | None]:
-        if request.mode == "keyword":
-            yield None
-            return
-        place = (caller.tenant_id, request.collections, request.candidate_model)
-        async with self._models.question(query.text, place) as question:
-            yield question
+    async def _keep(
+        self, caller: Caller, request: SearchRequest, query: ParsedQuery, result: SearchResult
+    ) -> None:
+        if result.scope is not None and _is_undisturbed(result):
+            # Under the generations that this very search has seen.
+            key = self._key(caller, request, query, result.scope)
+            self._layer.remember(*_subject_of(key))
+            await self._layer.put(str(caller.tenant_id), {key.digest: _packed(result)})
 
     def _key(
         self, caller: Caller, request: SearchRequest, query: ParsedQuery, scope: Scope
@@ -209,6 +235,11 @@ class CachedSearcher:
             query.is_question,
             query.text if is_read else None,
         )
+
+
+def _seen(found: "asyncio.Future[SearchResult]") -> None:
+    if not found.cancelled():
+        found.exception()  # also when nobody waits any more
 
 
 def _subject_of(key: ChunksKey) -> tuple[bytes, Mapping[str, bytes]]:

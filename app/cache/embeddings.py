@@ -47,7 +47,7 @@ class CachedEmbedding:
         normal = [normalise(text, fold_case=fold_case) for text in texts]
         digest = vectors_digest(self.embedder, kind)
         keys = [EmbeddingKey(digest, kind, text).digest for text in normal]
-        # A search that finds nothing in layer 3 comes twice: it is one question all the same.
+        # A question that another model than was guessed embeds comes twice: it is one all the same.
         is_counted = kind != "query" or not self._layer.is_noted
         found = await self._layer.get(keys, is_counted=is_counted)
         known = dict(zip(keys, found, strict=True))

@@ -55,11 +55,10 @@ class NearStore:
         return found
 
     async def put(self, layer: LayerName, bucket: str, values: Mapping[bytes, bytes]) -> None:
-        clearings = self._clearings
+        # First, so that whoever asks here at once finds it.
+        for key, value in values.items():
+            self._keep(layer, key, value)
         await self._inner.put(layer, bucket, values)
-        if clearings == self._clearings:
-            for key, value in values.items():
-                self._keep(layer, key, value)
 
     async def clear(self, layer: LayerName, bucket: str | None = None) -> int:
         # Before and after: what is read in the meantime may be what is just being removed.

@@ -9,7 +9,7 @@ from app.answering.base import Writer
 from app.answering.kinds import KindReader
 from app.cache.answers import CachedWriter
 from app.cache.base import SHARED, Bounds, LayerName, Store
-from app.cache.chunks import CachedSearcher, ObservedSearcher, Reranking
+from app.cache.chunks import CachedSearcher, GoingOn, ObservedSearcher, Reranking
 from app.cache.embeddings import CachedEmbedding, FoldsCase
 from app.cache.in_process import InProcessStore
 from app.cache.intents import CachedKinds
@@ -29,8 +29,8 @@ from app.db.snapshot import Snapshots
 from app.embedding.base import QueryEmbedding
 from app.embedding.query_models import QueryModels
 from app.search.base import Searcher
+from app.search.beginning import Beginnings
 from app.search.reranking import Rerankers
-from app.search.rereading import Rereader
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,18 @@ class Caches:
 
     def chunks(
         self,
-        inner: Searcher,
+        inner: GoingOn,
         snapshots: Snapshots,
         models: QueryModels,
         rerankers: Rerankers,
     ) -> Searcher:
         if self.settings.cache_chunks:
             reranking = _reranking(self.settings, models.default, rerankers)
-            looks = Rereader(snapshots)
+            beginnings = Beginnings(snapshots, models)
             layer = self._layer("chunks")
-            inner = CachedSearcher(inner, looks, models, reranking, layer, self.folds_case)
+            return ObservedSearcher(
+                CachedSearcher(inner, beginnings, models, reranking, layer, self.folds_case)
+            )
         return ObservedSearcher(inner)
 
     def answers(self, inner: Writer, default: QueryEmbedding, ledger: Ledger) -> Writer:

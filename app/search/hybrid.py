@@ -1,7 +1,6 @@
 """Search: two legs over one scope and one snapshot, fused into one order."""
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from app.embedding.known import ModelMissing
 from app.embedding.query_models import QueryModels, Question
 from app.errors import InvalidInput
 from app.search.base import SearchRequest, SearchResult
-from app.search.candidate import with_candidate_model
+from app.search.beginning import Beginnings, Begun
 from app.search.explanation import explain_search
 from app.search.kinds import JUDGED, are_code
 from app.search.late_interaction import LateInteraction
@@ -30,8 +29,8 @@ from app.search.ranking import (
     rank_by_vector,
 )
 from app.search.reranking import Rerankers, choose
-from app.search.scope import Scope, allowed_chunks, resolve
-from app.search.vector import SETTINGS, find_neighbours
+from app.search.scope import Scope, allowed_chunks
+from app.search.vector import find_neighbours
 from app.telemetry import stage
 
 
@@ -43,27 +42,32 @@ class HybridSearcher:
     """
 
     def __init__(self, snapshots: Snapshots, models: QueryModels, rerankers: Rerankers) -> None:
-        self._snapshots = snapshots
+        self._beginnings = Beginnings(snapshots, models)
         self._models = models
         self._rerankers = rerankers
         self._late_interaction = LateInteraction()
 
-    async def search(self, caller: Caller, request: SearchRequest) -> SearchResult:
+    async def search(
+        self,
+        caller: Caller,
+        request: SearchRequest,
+        begun: AbstractAsyncContextManager[Begun] | None = None,
+    ) -> SearchResult:
+        """Implements Searcher; goes on with what was `begun` for this request, and ends it."""
         times_ms: dict[str, float] = {}
         query = read_query(request.query.encode("utf-8", "replace").decode())
         candidates = max(CANDIDATES, request.limit)
         matches = NOTHING_ASKED
         vector = embedder = None
-        async with (
-            self._embedding(query.text, caller, request) as embedding,
-            self._snapshots.open(caller.tenant_id, SETTINGS) as snapshot,
-        ):
+        async with AsyncExitStack() as stack:
             with stage("search", "scope", times_ms):
-                scope = await resolve(snapshot, caller, request.collections, request.filters)
-                if request.candidate_model:
-                    scope = await with_candidate_model(snapshot, scope)
-                if embedding is not None:
-                    embedding.settle(scope.model.id, scope.model.digest)
+                beginning = begun or self._beginnings.begin(caller, request, query.text)
+                search = await stack.enter_async_context(beginning)
+                embedding, snapshot, scope = (
+                    search.question,
+                    search.sight.snapshot,
+                    search.sight.scope,
+                )
                 allowed = await allowed_chunks(snapshot, scope) if scope.condition else None
                 demands = await find_demands(snapshot, scope, query, allowed, languages_of(scope))
             if request.mode != "vector":
@@ -120,18 +124,6 @@ class HybridSearcher:
                 request, scope, query, demands, matches, ranking, allowed, told, times_ms
             ),
         )
-
-    @asynccontextmanager
-    async def _embedding(
-        self, query: str, caller: Caller, request: SearchRequest
-    ) -> AsyncGenerator[Question | None]:
-        """The embedding of the query under way; ended with the search, however that ends."""
-        if request.mode == "keyword":
-            yield None
-            return
-        place = (caller.tenant_id, request.collections, request.candidate_model)
-        async with self._models.question(query, place) as question:
-            yield question
 
     async def _vector(
         self, question: Question, scope: Scope

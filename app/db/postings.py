@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.types import BigInteger, Integer, LargeBinary, Text
+from sqlalchemy.types import BigInteger, Integer, Text
 
 from app.db.arrays import Texts
 from app.db.snapshot import Snapshot
@@ -140,40 +140,61 @@ async def remove_postings(
     }
     await connection.execute(_LOCK_SHARED, {"class": _LOCK_CLASS, "collection_id": collection_id})
     removed_count = int((await connection.execute(_DELETE_WHOLE, scope)).scalar_one())
-    kept: list[tuple[str, int, bytes]] = []
+    cuts: list[_Cut] = []
     emptied: list[tuple[str, int]] = []
-    for term, row_id, payload in await connection.execute(_LOCK_MERGED, scope):
-        packed = _decode(payload)
-        chunk_ids = packed >> np.uint64(24)
-        rest = packed[(chunk_ids < first_chunk_id) | (chunk_ids > last_chunk_id)]
-        removed_count += len(packed) - len(rest)
-        if len(rest) == 0:
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    async with driver.cursor(binary=True) as cursor:
+        merged = await (await cursor.execute(_LOCK_MERGED, scope)).fetchall()
+    for term, row_id, payload in merged:
+        chunk_ids = (_decode(payload) >> np.uint64(24)).view(np.int64)
+        places = np.flatnonzero((chunk_ids >= first_chunk_id) & (chunk_ids <= last_chunk_id))
+        removed_count += len(places)
+        if len(places) == len(chunk_ids):
             emptied.append((term, row_id))
-        elif len(rest) < len(packed):
-            kept.append((term, row_id, rest.tobytes()))
+        elif len(places):
+            cuts.append(_Cut.of(term, row_id, chunk_ids, places))
     if emptied:
+        terms, rows = map(list, zip(*emptied, strict=True))
+        gone = {"collection_id": collection_id, "terms": terms, "rows": rows}
+        await connection.execute(_DELETE_ROWS, gone)
+    if cuts:
         await connection.execute(
-            _DELETE_ROWS,
+            _CUT_ROWS,
             {
                 "collection_id": collection_id,
-                "terms": [term for term, _ in emptied],
-                "rows": [row_id for _, row_id in emptied],
-            },
-        )
-    if kept:
-        decoded = [_decode(payload) >> np.uint64(24) for _, _, payload in kept]
-        await connection.execute(
-            _REWRITE_ROWS,
-            {
-                "collection_id": collection_id,
-                "terms": [term for term, _, _ in kept],
-                "rows": [row_id for _, row_id, _ in kept],
-                "firsts": [int(chunk_ids.min()) for chunk_ids in decoded],
-                "lasts": [int(chunk_ids.max()) for chunk_ids in decoded],
-                "payloads": [payload for _, _, payload in kept],
+                "terms": [cut.term for cut in cuts],
+                "rows": [cut.row_id for cut in cuts],
+                "firsts": [cut.first_chunk_id for cut in cuts],
+                "lasts": [cut.last_chunk_id for cut in cuts],
+                "ends": [cut.start for cut in cuts],
+                "begins": [cut.end + 1 for cut in cuts],
             },
         )
     return removed_count
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Bytes `start` to `end` of a row's payload that go; the ids are the least and largest left."""
+
+    term: str
+    row_id: int
+    first_chunk_id: int
+    last_chunk_id: int
+    start: int
+    end: int
+
+    @classmethod
+    def of(
+        cls, term: str, row_id: int, chunk_ids: NDArray[np.int64], places: NDArray[np.intp]
+    ) -> Self:
+        """The `places` of those that go, among the row's chunks."""
+        start, end = int(places[0]), int(places[-1]) + 1
+        if end - start != len(places):
+            # A version's postings came in one row, and merging joins whole rows.
+            raise ValueError(f"Postings of {term!r} stand between those of one version.")
+        rest = np.delete(chunk_ids, slice(start, end))
+        return cls(term, row_id, int(rest.min()), int(rest.max()), 8 * start, 8 * end)
 
 
 async def remove_all_postings(connection: AsyncConnection, collection_id: int) -> int:
@@ -209,15 +230,13 @@ _DELETE_WHOLE = text(
 ).bindparams(bindparam("terms", type_=ARRAY(Text)))
 
 # In one order, so that two removals that share merged rows wait for each other in turn.
-_LOCK_MERGED = text(
-    """
+_LOCK_MERGED = """
     SELECT term, first_chunk_id, payload FROM postings
-    WHERE collection_id = :collection_id AND term = ANY(:terms)
-      AND first_chunk_id <= :last AND last_chunk_id >= :first
+    WHERE collection_id = %(collection_id)s AND term = ANY(%(terms)s)
+      AND first_chunk_id <= %(last)s AND last_chunk_id >= %(first)s
     ORDER BY term, first_chunk_id
     FOR UPDATE
-    """
-).bindparams(bindparam("terms", type_=ARRAY(Text)))
+"""
 
 _DELETE_ROWS = text(
     """
@@ -230,21 +249,24 @@ _DELETE_ROWS = text(
     bindparam("rows", type_=ARRAY(BigInteger)),
 )
 
-_REWRITE_ROWS = text(
+# Cut by the server: to send what is left takes six times as long.
+_CUT_ROWS = text(
     """
     UPDATE postings AS p
-    SET first_chunk_id = kept.first, last_chunk_id = kept.last, payload = kept.payload
-    FROM unnest(:terms, :rows, :firsts, :lasts, :payloads)
-      AS kept (term, first_chunk_id, first, last, payload)
+    SET first_chunk_id = cut.first, last_chunk_id = cut.last,
+      payload = substr(p.payload, 1, cut.ends) || substr(p.payload, cut.begins)
+    FROM unnest(:terms, :rows, :firsts, :lasts, :ends, :begins)
+      AS cut (term, first_chunk_id, first, last, ends, begins)
     WHERE p.collection_id = :collection_id
-      AND p.term = kept.term AND p.first_chunk_id = kept.first_chunk_id
+      AND p.term = cut.term AND p.first_chunk_id = cut.first_chunk_id
     """
 ).bindparams(
     bindparam("terms", type_=ARRAY(Text)),
     bindparam("rows", type_=ARRAY(BigInteger)),
     bindparam("firsts", type_=ARRAY(BigInteger)),
     bindparam("lasts", type_=ARRAY(BigInteger)),
-    bindparam("payloads", type_=ARRAY(LargeBinary)),
+    bindparam("ends", type_=ARRAY(Integer)),
+    bindparam("begins", type_=ARRAY(Integer)),
 )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from app.access import Caller
+from app.access import LOCAL_OWNER, Caller
 from app.config import Settings
 from app.llm import digests
+from app.search.base import SearchRequest
 from tests.doubles.ollama import OllamaDouble
 from tests.redis_server import RedisServer, needs_redis, running_redis
 from tests.service import Service, ingest, open_service, working
@@ -155,8 +156,6 @@ async def test_a_deleted_document_is_gone_at_once(service: Service) -> None:
 async def test_groups_that_change_close_the_passage_at_once(service: Service) -> None:
     searcher = service.resources.searcher
     staff = Caller(1, frozenset({"read"}), groups=frozenset({"staff"}))
-    from app.search.base import SearchRequest  # noqa: PLC0415
-
     request = SearchRequest(ASKED, ("default",))
     assert (await searcher.search(staff, request)).hits
     assert (await searcher.search(staff, request)).cache["chunks"] == "hit"
@@ -167,6 +166,22 @@ async def test_groups_that_change_close_the_passage_at_once(service: Service) ->
     seen = await searcher.search(board, request)
     assert seen.hits
     assert list((await searcher.search(staff, request)).hits) == []
+
+
+async def test_who_leaves_ends_a_search_for_nobody_and_keeps_no_connection(
+    service: Service, cached_settings: Settings
+) -> None:
+    searcher = service.resources.searcher
+    for number in range(3 * cached_settings.database_pool_size):
+        request = SearchRequest(f"{ASKED} {number}", ("default",))
+        leaving = asyncio.create_task(searcher.search(LOCAL_OWNER, request))
+        staying = asyncio.create_task(searcher.search(LOCAL_OWNER, request))
+        # At one moment after the other: before the scope is known, while it is searched, at the end.
+        await asyncio.sleep(number / 2000)
+        leaving.cancel()
+        assert (await staying).hits
+        assert leaving.cancelled() or (await leaving).hits
+    assert (await searcher.search(LOCAL_OWNER, request)).cache["chunks"] == "hit"
 
 
 async def test_other_weights_under_the_same_name_answer_anew(

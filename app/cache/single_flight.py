@@ -167,6 +167,10 @@ class Flights:
                         publishing.wake()
                     for left in rest.of(line):
                         flight.add(left)
+                    if is_end(line):
+                        # Others elsewhere have still to be told, and whoever comes meanwhile has
+                        # not asked at the same time.
+                        self._abandon(key, flight)
 
         # One task from the first line to the last: what is held between two belongs to it.
         speaking = asyncio.create_task(speak())

@@ -16,9 +16,9 @@ which other work on the machine disturbs less, and which leaves out helpers that
     python benchmarks/vector.py FOLDER… --passages 100000 --home /tmp/corpus-100k [--record]
 
 `--delete` deletes 75 % of the documents of that home and measures again. It leaves documents, passages
-and vectors as the product does, all in one transaction, and postings where they are, because this leg does
-not read them and the product would take some 25 minutes, 200 ms for each document. The home is of no use for
-other measurements afterwards.
+and vectors as the product does, all in one transaction, and postings where they are: this leg does not
+read them, and taking them out document by document would take longer than all the rest. The home is of no
+use for other measurements afterwards.
 """
 
 import argparse

@@ -6,14 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from app.access import Caller
-from app.answering.base import (
-    AnswerEvent,
-    Brief,
-    Finished,
-    ModelChoice,
-    Question,
-    Writer,
-)
+from app.answering.base import AnswerEvent, Brief, Finished, ModelChoice, Question, Writer
 from app.answering.followups import retrieval_query
 from app.answering.relevance import LEAST_TO_EXTRACT, LEAST_TO_GENERATE, relevance
 from app.answering.writing import declining

@@ -6,8 +6,8 @@ is not there any more, cannot come out of it.
 """
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
@@ -44,18 +44,11 @@ class GoingOn(Protocol):
     ) -> SearchResult: ...
 
 
-class _HandedOver:
+@asynccontextmanager
+async def _handed_over(begun: Begun, held: AsyncExitStack) -> AsyncGenerator[Begun]:
     """What one task began, for another one to end."""
-
-    def __init__(self, begun: Begun, held: AsyncExitStack) -> None:
-        self._begun = begun
-        self._held = held
-
-    async def __aenter__(self) -> Begun:
-        return self._begun
-
-    async def __aexit__(self, *error: object) -> bool | None:
-        return await self._held.__aexit__(*error)  # pyright: ignore[reportArgumentType]
+    async with held:
+        yield begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +125,7 @@ class CachedSearcher:
             # comes later saw the same generations as the first one, before it searched.
             searching = self._searching.get(key.digest)
             if searching is None:
-                handed_over = _HandedOver(begun, stack.pop_all())
+                handed_over = _handed_over(begun, stack.pop_all())
                 searching = self._begin(key.digest, caller, request, query, handed_over)
             else:
                 self._layer.count("joined")

@@ -68,6 +68,7 @@ class _ArrayDumper(Dumper):
         return kinds[obj.dtype.kind](np.ndarray)
 
     def dump(self, obj: NDArray[Any]) -> Buffer:
+        # Dumper is abstract in it, and psycopg asks for the upgrade first.
         raise NotImplementedError("upgrade() gives the dumper")  # pragma: no cover
 
 

@@ -62,12 +62,9 @@ class HybridSearcher:
         async with AsyncExitStack() as stack:
             with stage("search", "scope", times_ms):
                 beginning = begun or self._beginnings.begin(caller, request, query.text)
-                search = await stack.enter_async_context(beginning)
-                embedding, snapshot, scope = (
-                    search.question,
-                    search.sight.snapshot,
-                    search.sight.scope,
-                )
+                opened = await stack.enter_async_context(beginning)
+                embedding, sight = opened.question, opened.sight
+                snapshot, scope = sight.snapshot, sight.scope
                 allowed = await allowed_chunks(snapshot, scope) if scope.condition else None
                 demands = await find_demands(snapshot, scope, query, allowed, languages_of(scope))
             if request.mode != "vector":

@@ -98,10 +98,7 @@ def rank_by_both(
 
     `similar` holds the similarities of `best`, and `matches` all keyword scores there are.
     """
-    both = np.concatenate([nearest.chunk_ids, best.chunk_ids])
-    both.sort()
-    is_first = np.concatenate([[True], both[1:] != both[:-1]])
-    chunk_ids = both[is_first[: len(both)]]
+    chunk_ids = np.union1d(nearest.chunk_ids, best.chunk_ids)
     similarities = np.zeros(len(chunk_ids))
     for known in (similar, nearest):
         similarities[np.searchsorted(chunk_ids, known.chunk_ids)] = known.similarities

@@ -30,9 +30,8 @@ SETTINGS = """
     SET LOCAL jit = off
 """
 """For the transaction of a search. Among 100,000 passages that resemble each other closely, with
-headings for questions, 150 finds at least 0.98 of the nearest 10, however the index happened to be
-built; 120, a fifth faster, now and then a little less. Compiling a plan would take longer than running
-it."""
+headings for questions, 150 found 0.9845 of the nearest 10 in each of two builds of the index, and 120
+0.978 in one. Compiling a plan would take longer than running it. (`benchmarks/vector.py`)"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,7 @@ def _sniff_zip(content: bytes) -> Format:
                 if known is not None:
                     return known
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError):
+        # Damaged, encrypted, or packed in a way that zipfile has not implemented.
         return formats.ZIP
     for start, known in _ZIP_MEMBERS:
         if any(name.startswith(start) for name in names):

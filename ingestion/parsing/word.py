@@ -47,6 +47,7 @@ def flatten(content: bytes) -> bytes:
                     part = _flat_body(part.decode("utf-8"), _notes(source)).encode()
                 target.writestr(info.filename, part)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError):
+        # Damaged, encrypted, or packed in a way that zipfile has not implemented.
         return content
     return flat.getvalue()
 

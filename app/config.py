@@ -179,7 +179,7 @@ class Settings(BaseSettings):
     # generation
     generation_connect_timeout_seconds: Annotated[float, Field(gt=0)] = 2.0
     generation_first_token_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
-    generation_stall_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    generation_stall_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     generation_max_tokens: Annotated[int, Field(ge=1)] = 512
     generation_context_tokens: Annotated[int, Field(ge=512)] = 4096
     generation_queue_size: Annotated[int, Field(ge=0)] = 64

@@ -29,7 +29,7 @@ class PoolLimits:
     batch_timeout_seconds: float = 300.0
     connect_timeout_seconds: float = 2.0
     first_token_timeout_seconds: float = 120.0
-    stall_timeout_seconds: float = 30.0
+    stall_timeout_seconds: float = 60.0
     owner_concurrency: int = 0
     owner_tokens_per_minute: int = 0
 

@@ -190,11 +190,17 @@ class Attempts:
 
     def _saw_token(self, member: Member, work: Work) -> None:
         now = self._clock()
+        if work.has_stalled:
+            work.has_stalled = False
+            self._supervisor.hear(member)
         gap_seconds = member.saw_token(work, now)
         if gap_seconds is None:
             seconds = now - work.dispatched_at
             self._tally.first_token_seconds.add(seconds)
             STAGE_SECONDS.labels("chat", "first_token").observe(seconds)
+            if work.watch is not None:
+                work.watch.cancel()
+            self._watch_silence(member, work)
         else:
             self._tally.gap_seconds.add(gap_seconds)
             TOKEN_GAP_SECONDS.observe(gap_seconds)
@@ -212,11 +218,18 @@ class Attempts:
             PREDICTION_RATIO.observe(ratio)
 
     def _watch_silence(self, member: Member, work: Work) -> None:
-        """Give the work up when its server has been silent for too long; look again until then."""
+        """Give the work up when its server has been silent for too long; look again until then.
+
+        In the midst of an answer the server is blamed first, and the stream is given up later.
+        """
         left_seconds = member.silent_until(work, self._clock(), self._patience) - self._clock()
         if left_seconds > 0:
             loop = asyncio.get_running_loop()
             work.watch = loop.call_later(left_seconds, self._watch_silence, member, work)
+        elif work.has_begun and not work.has_stalled:
+            work.has_stalled = True
+            self._suspect(member, work, _silence(work))
+            self._watch_silence(member, work)
         elif work.drain is not None:
             work.drain.give_up(_silence(work))
 
@@ -245,11 +258,14 @@ class Attempts:
         GENERATION_FAILURES.labels(member.address, phase).inc()
         if error.cause == "missing":
             member.served(work.model).missing_until = self._clock() + MODEL_MISSING_SECONDS
-        elif error.cause != "refused":
-            member.last_fault_tokens = work.tokens
-            member.is_unreachable = error.cause == "unreachable"
-            if member.breaker.record_fault(member.weight_of(work, error.cause)):
-                self._eject(member, error)
+        elif error.cause != "refused" and not work.has_stalled:
+            self._suspect(member, work, error)
+
+    def _suspect(self, member: Member, work: Work, error: InstanceFailed | InstanceBroke) -> None:
+        member.last_fault_tokens = work.tokens
+        member.is_unreachable = error.cause == "unreachable"
+        if member.breaker.record_fault(member.weight_of(work, error.cause)):
+            self._eject(member, error)
 
     def _eject(self, member: Member, error: InstanceFailed | InstanceBroke) -> None:
         self._supervisor.eject(member, error.cause, error.detail)

@@ -14,7 +14,7 @@ from app.llm.endpoint_health import Breaker
 from app.llm.estimates import OutputLengths
 from app.llm.habits import Habits, Prompt
 from app.llm.instance_model import MARGIN_SECONDS, P95_DEVIATIONS, P99_DEVIATIONS, InstanceModel
-from app.llm.ollama import Cause, OllamaInstance, Patience
+from app.llm.ollama import Cause, InstanceBroke, OllamaInstance, Patience
 from app.llm.prefixes import PrefixMemory
 
 STRETCH_TOKENS = 8
@@ -66,6 +66,8 @@ class Work:
     stretch_tokens: int = 0
     stretch_concurrency: int = 0
     was_timed: bool = False
+    has_stalled: bool = False
+    """It was silent for so long that its server was suspected; cleared by its next token."""
     has_lease: bool = False
     """Its slot is counted in Redis as well."""
     is_left_behind: bool = False
@@ -128,6 +130,8 @@ class Member:
         self.last_sign_at = float("-inf")
         self.last_fault_tokens = 0
         self.is_unreachable = False
+        self.was_silent = False
+        """What its breaker opened for."""
         self._served: dict[str, Served] = {}
         self._lowered_to: int | None = None
         self._lowered_at = 0.0
@@ -193,6 +197,12 @@ class Member:
             return Line(self, frees[-free:])
         return Line(self, [0.0] * free + [max(seconds, 0.001) for seconds in frees])
 
+    def give_up(self, error: InstanceBroke) -> None:
+        """End the streams in the midst of their answers."""
+        for work in list(self.works):
+            if work.has_begun and work.drain is not None:
+                work.drain.give_up(error)
+
     # --- what a request costs --------------------------------------------------------------------
 
     def expected_cached(self, model: str, prompt: Prompt) -> float:
@@ -229,8 +239,9 @@ class Member:
         """
         speed = self.served(work.model).speed
         if work.has_begun:
-            stall = min(most.stall_seconds, speed.stall_seconds())
-            return work.last_token_at + stall
+            # The server is suspected early, but its streams are waited for: they can go nowhere.
+            learnt = most.stall_seconds if work.has_stalled else speed.stall_seconds()
+            return work.last_token_at + min(most.stall_seconds, learnt)
         first_token = most.first_token_seconds
         reading = speed.first_token_seconds(work.prompt.tokens)
         within = speed.first_token_within(reading, P99_DEVIATIONS)

@@ -59,6 +59,7 @@ class Supervisor:
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - only spreads the probes
         self._tasks: set[asyncio.Task[None]] = set()
+        self._recovering: set[Member] = set()
         self.shared: SharedSlots | None = None
 
     def watch(self) -> None:
@@ -78,8 +79,16 @@ class Supervisor:
         log.warning("instance_ejected", instance=member.address, why=detail)
         for served in member.models.values():
             served.speed.doubt()
+        member.was_silent = cause in ("silent", "stalled")
         self._show_degradation()
-        self.spawn(self._recover(member))
+        if member not in self._recovering:
+            self._recovering.add(member)
+            self.spawn(self._recover(member))
+
+    def hear(self, member: Member) -> None:
+        """A stream that had stalled goes on: its server was ejected for silence, and is back."""
+        if member.breaker.is_open and member.was_silent:
+            self._readmit(member)
 
     def retire(self, member: Member) -> None:
         """Forget the server when its last request is over."""
@@ -182,20 +191,31 @@ class Supervisor:
     # --- the way back ----------------------------------------------------------------------------
 
     async def _recover(self, member: Member) -> None:
+        probed_at = self._clock()
         while member.breaker.is_open and member in self._members:
             rest_seconds = member.breaker.next_rest_seconds()
             if member.is_unreachable:
                 rest_seconds = min(rest_seconds, UNREACHABLE_REST_SECONDS)
-            member.next_probe_at = self._clock() + rest_seconds
-            await asyncio.sleep(rest_seconds)
+            # A probe that waited in silence was a rest for the server, and the next one waits for
+            # its first sign of life in turn.
+            member.next_probe_at = max(self._clock(), probed_at + rest_seconds)
+            await asyncio.sleep(member.next_probe_at - self._clock())
+            probed_at = self._clock()
             try:
-                if await self._is_well(member):
-                    member.breaker.close()
-                    self._freed()
-                    log.info("instance_readmitted", instance=member.address)
+                if await self._is_well(member) and member.breaker.is_open:
+                    self._readmit(member)
             except InstanceFailed as failure:
                 member.is_unreachable = failure.cause == "unreachable"
+                if member.is_unreachable:
+                    member.give_up(InstanceBroke(failure.cause, failure.detail))
+        self._recovering.discard(member)
         self._show_degradation()
+
+    def _readmit(self, member: Member) -> None:
+        member.breaker.close()
+        self._freed()
+        self._show_degradation()
+        log.info("instance_readmitted", instance=member.address)
 
     async def _is_well(self, member: Member) -> bool:
         await self.look(member)

@@ -191,7 +191,6 @@ class Attempts:
     def _saw_token(self, member: Member, work: Work) -> None:
         now = self._clock()
         if work.has_stalled:
-            work.has_stalled = False
             self._supervisor.hear(member)
         gap_seconds = member.saw_token(work, now)
         if gap_seconds is None:

@@ -318,6 +318,11 @@ class Member:
             if work.was_resident:
                 speed.add_first_token(work.expected_first_token_seconds, now - work.dispatched_at)
             self._begin_stretch(work, now)
+        elif work.has_stalled:
+            # The pause says nothing of its speed.
+            gap = now - work.last_token_at
+            work.has_stalled = False
+            self._begin_stretch(work, now)
         else:
             gap = now - work.last_token_at
             work.stretch_tokens += 1

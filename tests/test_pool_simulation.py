@@ -354,6 +354,29 @@ def test_a_stream_that_stays_silent_is_given_up_and_blamed_once() -> None:
     run_in_virtual_time(run())
 
 
+async def no_reply() -> frozenset[str]:
+    raise InstanceFailed("unreachable", "no reply")
+
+
+def test_a_stream_that_flows_is_left_alone_though_its_server_answers_no_probe() -> None:
+    async def run() -> None:
+        [server] = simulated = servers((10,), (4,))
+        pool = pool_of(simulated)
+        asked = asyncio.ensure_future(ask(pool, question(300)))
+        await asyncio.sleep(2)
+        server.resident_models = no_reply
+        server.set(fault="cut")
+        server.cut_after_tokens = 1
+        for _ in range(2):
+            with pytest.raises(FootnoteError):
+                await ask(pool, question(20))
+        assert pool.statistics().instances[0].state == "ejected"
+        assert len(await asked) == 300
+        await pool.close()
+
+    run_in_virtual_time(run())
+
+
 def test_a_stream_whose_server_cannot_be_reached_any_more_is_not_waited_for() -> None:
     async def run() -> None:
         [server] = simulated = servers((50,), (1,))
@@ -362,10 +385,6 @@ def test_a_stream_whose_server_cannot_be_reached_any_more_is_not_waited_for() ->
         asked = asyncio.ensure_future(ask(pool, question(100)))
         await asyncio.sleep(1)
         server.set(fault="hang")
-
-        async def no_reply() -> frozenset[str]:
-            raise InstanceFailed("unreachable", "no reply")
-
         server.resident_models = no_reply
         hung_at = loop.time()
         with pytest.raises(GenerationInterrupted):

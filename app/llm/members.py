@@ -131,7 +131,7 @@ class Member:
         self.last_fault_tokens = 0
         self.is_unreachable = False
         self.was_silent = False
-        """What its breaker opened for."""
+        """Whether its breaker opened because nothing came."""
         self._served: dict[str, Served] = {}
         self._lowered_to: int | None = None
         self._lowered_at = 0.0
@@ -197,10 +197,10 @@ class Member:
             return Line(self, frees[-free:])
         return Line(self, [0.0] * free + [max(seconds, 0.001) for seconds in frees])
 
-    def give_up(self, error: InstanceBroke) -> None:
-        """End the streams in the midst of their answers."""
+    def give_up_stalled(self, error: InstanceBroke) -> None:
+        """End the streams that stand still; those that flow are proof that it is there."""
         for work in list(self.works):
-            if work.has_begun and work.drain is not None:
+            if work.has_stalled and work.drain is not None:
                 work.drain.give_up(error)
 
     # --- what a request costs --------------------------------------------------------------------

@@ -207,7 +207,7 @@ class Supervisor:
             except InstanceFailed as failure:
                 member.is_unreachable = failure.cause == "unreachable"
                 if member.is_unreachable:
-                    member.give_up(InstanceBroke(failure.cause, failure.detail))
+                    member.give_up_stalled(InstanceBroke(failure.cause, failure.detail))
         self._recovering.discard(member)
         self._show_degradation()
 

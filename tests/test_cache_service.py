@@ -180,7 +180,8 @@ async def test_who_leaves_ends_a_search_for_nobody_and_keeps_no_connection(
         await asyncio.sleep(number / 2000)
         leaving.cancel()
         assert (await staying).hits
-        assert leaving.cancelled() or (await leaving).hits
+        await asyncio.wait([leaving])
+        assert leaving.cancelled() or leaving.result().hits
     assert (await searcher.search(LOCAL_OWNER, request)).cache["chunks"] == "hit"
 
 

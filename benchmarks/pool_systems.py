@@ -369,6 +369,6 @@ SYSTEMS = {
     "haproxy_first": haproxy_first,
     "haproxy_leastconn": haproxy_leastconn,
     "weighted": weighted,
-    "litellm": litellm_least_busy,
     "nginx": nginx,
+    "litellm": litellm_least_busy,
 }

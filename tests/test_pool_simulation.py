@@ -310,6 +310,28 @@ def test_a_hung_server_is_out_a_second_after_its_first_token_was_due() -> None:
     run_in_virtual_time(run())
 
 
+def test_a_server_that_comes_back_slower_is_not_judged_by_what_it_has_cached() -> None:
+    async def run() -> None:
+        simulated = servers((50, 50), (1, 1))
+        pool = pool_of(simulated)
+        pool.start()
+        await asyncio.sleep(1)
+        simulated[0].set(fault="hang")
+        await asyncio.gather(*(ask(pool, question(20, mark=str(n))) for n in range(2)))
+        assert pool.statistics().instances[0].state == "ejected"
+        simulated[0].slow_factor = 10.0
+        simulated[0].set(fault=None)
+        await asyncio.sleep(30)
+        [model] = pool.statistics().instances[0].models
+        assert model.prompt_tokens_per_second == pytest.approx(50 * READING_FACTOR / 10, rel=0.1)
+        # It is known to be slow, so that nobody takes it for silent.
+        await asyncio.gather(*(ask(pool, question(20, 800, str(n))) for n in range(4)))
+        assert pool.statistics().instances[0].ejections == {"silent": 1}
+        await pool.close()
+
+    run_in_virtual_time(run())
+
+
 def test_a_stream_that_a_hang_interrupts_goes_on_and_brings_its_server_back() -> None:
     async def run() -> None:
         [server] = simulated = servers((50,), (2,))

@@ -28,8 +28,9 @@ RETIRE_SECONDS = 0.1
 CANCELLED_AGAIN_SECONDS = 0.2
 MEASURED_TOKENS = 8
 MOST_CANARY_TOKENS = 64
-CANARY = [Message("user", "Count from 1 to 100, with a space between the numbers.")]
-"""Long enough an answer to see whether a server that cut its streams still does."""
+CANARY = "{first}: count on from this number to {last}, with a space between the numbers."
+"""Long enough an answer to see whether a server that cut its streams still does. It never begins
+the same: of a prompt that the server has cached it says the time of one token as that of all."""
 
 log = structlog.get_logger(__name__)
 
@@ -238,7 +239,7 @@ class Supervisor:
         if not member.served(model).is_resident:
             patience = self._patience
         try:
-            completion = await _run(member, model, CANARY, options, patience)
+            completion = await _run(member, model, self._canary(), options, patience)
         except InstanceBroke:
             return False
         except InstanceFailed as failure:
@@ -249,6 +250,10 @@ class Supervisor:
             self._give_back(member)
         self._learn(member, model, completion)
         return True
+
+    def _canary(self) -> list[Message]:
+        first = self._random.randrange(1_000, 1_000_000)
+        return [Message("user", CANARY.format(first=first, last=first + 100))]
 
     async def _take(self, member: Member) -> bool:
         """A slot for a probe: the cap holds for the pool's own requests, too."""

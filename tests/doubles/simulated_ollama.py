@@ -1,7 +1,8 @@
 """An Ollama server without a socket, for the pool in virtual time: the protocol is not its concern.
 
-It has what decides about scheduling: slots with an unbounded line before them, loading, reading,
-writing that slows down with company, and faults. How long an answer is stands in the message.
+It has what decides about scheduling: slots with an unbounded line before them, loading, reading
+(of one token where the prompt was read before), writing that slows down with company, and faults. How
+long an answer is stands in the message.
 """
 
 import asyncio
@@ -44,6 +45,7 @@ class SimulatedOllama:
     requests: int = 0
     _waiting: asyncio.Condition = field(default_factory=asyncio.Condition)
     _writing: int = 0
+    _read: set[str] = field(default_factory=set[str])
     _timeouts: dict[int, asyncio.Timeout] = field(default_factory=dict)
     _loading: "asyncio.Future[None] | None" = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -140,7 +142,9 @@ class SimulatedOllama:
             prompt_tokens = max(1, len(content) // CHARS_PER_TOKEN)
             wanted = WANTED.search(content)
             tokens = min(int(wanted.group(1)) if wanted else 100, options.max_tokens)
-            prompt_seconds = prompt_tokens / self.prompt_tokens_per_second * self.slow_factor
+            uncached = 1 if content in self._read else prompt_tokens
+            self._read.add(content)
+            prompt_seconds = uncached / self.prompt_tokens_per_second * self.slow_factor
             await asyncio.sleep(prompt_seconds)
             began_at = loop.time()
             for count in range(tokens):

@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from time import perf_counter
@@ -194,7 +194,9 @@ class Server:
             raise Failure(500, CRASHED)
         generation = Generation(kind, body, model, fault, self.behaviour, connection)
         try:
-            async with self.engine.arrival(), self.loaded(model, body) as runner:
+            # Who only wants the model in memory takes no slot.
+            counted = self.engine.arrival() if generation.asks else nullcontext()
+            async with counted, self.loaded(model, body) as runner:
                 generation.load_seconds = perf_counter() - generation.started
                 if generation.asks:
                     await self.run(generation, runner)

@@ -296,6 +296,24 @@ async def test_two_faults_in_a_row_eject_and_a_probe_readmits(
     assert doubles[0].stats().requests >= before + 2
 
 
+async def test_a_probe_shows_how_slow_a_server_has_become_however_little_it_says(
+    doubles: list[OllamaDouble], pools: Pools, short_rests: None
+) -> None:
+    pool = pools.open(doubles, (1, 1))
+    for double in doubles[:2]:
+        double.set(answer="Two words", token_seconds=0.01, prefill_token_seconds=0.001)
+    pool.start()
+    await asyncio.gather(ask(pool), ask(pool))
+    doubles[0].set(fault="status_500", slowness=10.0)
+    while not pool.statistics().instances[0].ejections:
+        await asyncio.gather(ask(pool), ask(pool))
+    doubles[0].set(fault=None)
+    await eventually(lambda: pool.statistics().instances[0].state == "recovering")
+    [known] = pool.statistics().instances[0].models
+    assert known.prompt_tokens_per_second == pytest.approx(100, rel=0.3)
+    assert known.completion_tokens_per_second == pytest.approx(10, rel=0.3)
+
+
 async def test_when_every_instance_is_out_the_answer_is_no_at_once(
     doubles: list[OllamaDouble], pools: Pools
 ) -> None:

@@ -304,7 +304,9 @@ def test_a_hung_server_is_out_a_second_after_its_first_token_was_due() -> None:
         await asyncio.sleep(27)
         simulated[0].set(fault=None)
         await asyncio.sleep(1)
-        assert pool.statistics().instances[0].state == "recovering"
+        known = pool.statistics().instances[0]
+        assert known.state == "recovering"
+        assert known.models[0].prompt_tokens_per_second == pytest.approx(50 * READING_FACTOR)
         await pool.close()
 
     run_in_virtual_time(run())

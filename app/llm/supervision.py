@@ -28,6 +28,8 @@ RETIRE_SECONDS = 0.1
 CANCELLED_AGAIN_SECONDS = 0.2
 MEASURED_TOKENS = 8
 MOST_CANARY_TOKENS = 64
+PAUSE_SECONDS = 2.0
+"""A probe that waited longer before its answer began may have been held up by what is over now."""
 CANARY = "{first}: count on from this number to {last}, with a space between the numbers."
 """Long enough an answer to see whether a server that cut its streams still does. It never begins
 the same: of a prompt that the server has cached it says the time of one token as that of all."""
@@ -227,7 +229,9 @@ class Supervisor:
         tokens = min(MOST_CANARY_TOKENS, MEASURED_TOKENS + member.last_fault_tokens)
         return await self._generates(member, model, tokens)
 
-    async def _generates(self, member: Member, model: str, tokens: int) -> bool:
+    async def _generates(
+        self, member: Member, model: str, tokens: int, *, is_repeated: bool = False
+    ) -> bool:
         """Whether it writes so many tokens; a server without a free slot is busy, not well."""
         if not await self._take(member):
             return False
@@ -248,7 +252,13 @@ class Supervisor:
             return failure.cause == "refused"
         finally:
             self._give_back(member)
-        self._learn(member, model, completion)
+        measures = tokens >= MEASURED_TOKENS
+        durations = completion.durations
+        waited_seconds = durations.total_seconds - durations.completion_seconds
+        if measures and waited_seconds > PAUSE_SECONDS and not is_repeated:
+            # A pause says nothing of its speed; the same again does.
+            return await self._generates(member, model, MEASURED_TOKENS, is_repeated=True)
+        self._learn(member, model, completion, measures=measures)
         return True
 
     def _canary(self) -> list[Message]:
@@ -272,14 +282,15 @@ class Supervisor:
             self.shared.give_back(member)
         self._freed()
 
-    def _learn(self, member: Member, model: str, completion: Completion) -> None:
+    def _learn(self, member: Member, model: str, completion: Completion, *, measures: bool) -> None:
         member.last_sign_at = self._clock()
         served = member.served(model)
         served.is_resident = True
-        if completion.completion_tokens >= MEASURED_TOKENS:
+        if measures:
+            # However short the answer was: what was known before says less.
             durations = completion.durations
             served.speed.add_completion(completion, expected_cached=0.0)
-            if durations.completion_seconds > 0:
+            if completion.completion_tokens > 1 and durations.completion_seconds > 0:
                 seconds = durations.completion_seconds / completion.completion_tokens
                 served.speed.add_tokens(seconds, 1)
 

@@ -145,7 +145,9 @@ class SimulatedOllama:
             uncached = 1 if content in self._read else prompt_tokens
             self._read.add(content)
             prompt_seconds = uncached / self.prompt_tokens_per_second * self.slow_factor
+            reading_at = loop.time()
             await asyncio.sleep(prompt_seconds)
+            await self._until_well()
             began_at = loop.time()
             for count in range(tokens):
                 await self._until_well()
@@ -163,7 +165,9 @@ class SimulatedOllama:
                 prompt_tokens,
                 tokens,
                 self.address,
-                durations=Durations(now - asked_at, load_seconds, prompt_seconds, now - began_at),
+                durations=Durations(
+                    now - asked_at, load_seconds, began_at - reading_at, now - began_at
+                ),
             )
         finally:
             self._writing -= 1

@@ -15,8 +15,8 @@ class Behaviour:
 
     Answer: `[write 40 tokens as a7]` in the last message makes it `a7.1 a7.2 … a7.40`. Otherwise
     it is `answer`, and without one the first sentence of each of `quoted_sources` sources in the
-    prompt with its marker, and `invented_marker` at the end. A model that has `thoughts` thinks
-    them first unless it is told not to.
+    prompt with its marker, and `invented_marker` at the end; asked to count, it counts. A model that
+    has `thoughts` thinks them first unless it is told not to.
 
     Speed: reading a prompt takes `first_token_seconds` and `prefill_token_seconds` for each token
     that its slot has not cached; each token of the answer takes `step_seconds`.

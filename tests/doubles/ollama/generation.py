@@ -16,6 +16,8 @@ CRASHED = "llama runner process has terminated: exit status 2"
 TOKEN = re.compile(r"\s*\S+")
 SCRIPT = re.compile(r"\[write (\d+) tokens as (\w+)\]")
 SOURCE = re.compile(r'<source id="(\d+)"[^>]*>\n(.*?)\n</source>', re.DOTALL)
+COUNT = re.compile(r"(\d+): count ")
+COUNTED = 100
 FIRST_SENTENCE = re.compile(r"[^.!?]*[.!?]", re.DOTALL)
 
 
@@ -91,6 +93,8 @@ class Generation:
             quotes.append(f"{found.group().strip() if found else text.strip()} [{marker}]")
         if behaviour.invented_marker is not None:
             quotes.append(f"And this is well known [{behaviour.invented_marker}].")
+        if not quotes and (counted := COUNT.match(self.asks[-1])):
+            quotes = [str(int(counted[1]) + number) for number in range(COUNTED)]
         return " ".join(quotes) or "Hello."
 
     # --- how it is written -----------------------------------------------------------------------

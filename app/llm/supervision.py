@@ -229,9 +229,7 @@ class Supervisor:
         tokens = min(MOST_CANARY_TOKENS, MEASURED_TOKENS + member.last_fault_tokens)
         return await self._generates(member, model, tokens)
 
-    async def _generates(
-        self, member: Member, model: str, tokens: int, *, is_repeated: bool = False
-    ) -> bool:
+    async def _generates(self, member: Member, model: str, tokens: int) -> bool:
         """Whether it writes so many tokens; a server without a free slot is busy, not well."""
         if not await self._take(member):
             return False
@@ -242,8 +240,15 @@ class Supervisor:
         )
         if not member.served(model).is_resident:
             patience = self._patience
+        measures = tokens >= MEASURED_TOKENS
         try:
             completion = await _run(member, model, self._canary(), options, patience)
+            waited_seconds = completion.durations.total_seconds
+            waited_seconds -= completion.durations.completion_seconds
+            if measures and waited_seconds > PAUSE_SECONDS:
+                # A pause says nothing of its speed; the same again does.
+                options = replace(options, max_tokens=MEASURED_TOKENS)
+                completion = await _run(member, model, self._canary(), options, patience)
         except InstanceBroke:
             return False
         except InstanceFailed as failure:
@@ -252,12 +257,6 @@ class Supervisor:
             return failure.cause == "refused"
         finally:
             self._give_back(member)
-        measures = tokens >= MEASURED_TOKENS
-        durations = completion.durations
-        waited_seconds = durations.total_seconds - durations.completion_seconds
-        if measures and waited_seconds > PAUSE_SECONDS and not is_repeated:
-            # A pause says nothing of its speed; the same again does.
-            return await self._generates(member, model, MEASURED_TOKENS, is_repeated=True)
         self._learn(member, model, completion, measures=measures)
         return True
 

@@ -46,7 +46,7 @@ from typing import Any
 
 from benchmarks.pool_fleet import Instances
 from benchmarks.pool_oracle import latencies
-from benchmarks.pool_systems import SYSTEMS
+from benchmarks.pool_systems import HEAVY_SYSTEMS, SYSTEMS
 from benchmarks.pool_trace import (
     CELL_SECONDS,
     SCENARIOS,
@@ -329,6 +329,14 @@ def record(cells: dict[str, dict[str, Any]]) -> None:
     RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
+def batches(contenders: Sequence[Contender], at_once: int) -> list[Sequence[Contender]]:
+    """Who runs side by side: nobody beside those that would slow the others."""
+    light = [each for each in contenders if each.system not in HEAVY_SYSTEMS]
+    heavy = [each for each in contenders if each.system in HEAVY_SYSTEMS]
+    parts = [light[first : first + at_once] for first in range(0, len(light), at_once)]
+    return [*parts, *([each] for each in heavy)]
+
+
 async def run(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     cells: dict[str, dict[str, Any]] = {}
     contenders = [Contender(system, Instances(len(SPEEDS))) for system in given.systems]
@@ -338,8 +346,8 @@ async def run(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
         ):
             this = Round(SCENARIOS[scenario], load, order, seed, given.time_scale)
             here = [each for each in contenders if not each.missing]
-            for first in range(0, len(here), given.at_once):
-                found = await run_round(this, here[first : first + given.at_once])
+            for batch in batches(here, given.at_once):
+                found = await run_round(this, batch)
                 cells |= found
                 if given.record:
                     record(found)

@@ -372,3 +372,5 @@ SYSTEMS = {
     "nginx": nginx,
     "litellm": litellm_least_busy,
 }
+HEAVY_SYSTEMS = {"litellm"}
+"""Those that take half a core for themselves."""
